@@ -1,0 +1,2 @@
+"""Exact density dynamics on atoms."""
+from plural_jax.density.large_pool import large_pool

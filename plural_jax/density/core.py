@@ -1,0 +1,216 @@
+"""What every exact density process shares: state, info, and the round "multiply by W, renormalize".
+
+One round of retraining maps the density p_t to `p_{t+1}(x) = p_t(x) W_t(x)` (Eq. 5; Lemma 1 at finite K). Processes differ
+only in the multiplier W, so a process is a problem (`Problem`) and a function that returns `log W` for a density.
+
+Shapes: m preferences, n atoms. Log-masses are natural logarithms; `-inf` marks an atom without mass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from plural_jax import _validate
+from plural_jax.landscape import Landscape, check_log_mass, normalize
+from plural_jax.process import Process
+
+
+class DensityState(NamedTuple):
+    """What the next round needs.
+
+    Attributes:
+        log_p: log-mass of every atom, [n].
+        log_w: log of the multiplier W(x) that the next round applies to this density, [n].
+    """
+
+    log_p: Array
+    log_w: Array
+
+
+class DensityInfo(NamedTuple):
+    """The density after a round, in numbers. Reward and entropy sums run over the atoms with the density as weight.
+
+    Attributes:
+        reward_mean: E_p[r_i], [m], in units of reward.
+        reward_variance: Var_p[r_i], [m].
+        log_z: log Z_i = log E_p[exp(r_i / temperature)], [m].
+        entropy: Shannon entropy of the atom masses in nats, []. On a grid it grows with the number of cells.
+        basin_mass: p(S_i), [m]; a_t and b_t of the paper for m = 2. Overlapping basins count an atom in each.
+        outside_mass: m_t = p(X without the basins), [].
+        log_sup_w_outside: log sup of W outside the basins, over atoms with mass, []; `-inf` where there are none.
+            Outside domination (Assumption 1 iii) asks that it stay below zero in every round.
+        objective: F(p) = sum_i phi_i log Z_i, [], the function that every large-K round increases.
+        log_max_w: log max W over atoms with mass, []. For the large-K process it is a certificate: no density on these
+            atoms exceeds `objective` by more.
+    """
+
+    reward_mean: Array
+    reward_variance: Array
+    log_z: Array
+    entropy: Array
+    basin_mass: Array
+    outside_mass: Array
+    log_sup_w_outside: Array
+    objective: Array
+    log_max_w: Array
+
+
+#: Names of the dimensions of each info array, for labelled results.
+INFO_DIMS = {
+    "reward_mean": ("preference",),
+    "reward_variance": ("preference",),
+    "log_z": ("preference",),
+    "basin_mass": ("preference",),
+    "log_p": ("cell",),
+}
+
+
+class Problem(NamedTuple):
+    """The numbers of a density process, converted once.
+
+    Attributes:
+        rewards: r, [m, n].
+        best: r_i* = max over the domain, [m, 1]. Rewards enter as r - best, so that offsets of 1e4 cost no digits.
+        phi: sampling weights, [m].
+        temperature: tau, [].
+        basins: membership of S_i, float [m, n].
+        outside: 1 outside every basin, float [n].
+        log_uniform: the start that `init()` uses, [n].
+    """
+
+    rewards: Array
+    best: Array
+    phi: Array
+    temperature: Array
+    basins: Array
+    outside: Array
+    log_uniform: Array
+
+    @property
+    def log_tilt(self) -> Array:
+        """(r_i(x) - r_i*) / tau, at most zero on the domain, [m, n]."""
+        return (self.rewards - self.best) / self.temperature
+
+
+def problem(landscape: Landscape, phi: ArrayLike, temperature: ArrayLike, eps: ArrayLike) -> Problem:
+    """Check and convert the arguments that all density processes share."""
+    _validate.simplex(phi, "phi", landscape.num_preferences)
+    _validate.positive(temperature, "temperature")
+    _validate.finite(eps, "eps")
+    eps_value = _validate.concrete(eps)
+    if eps_value is not None and (eps_value < 0).any():
+        raise ValueError(f"eps must not be negative, got {eps_value}.")
+    for name, value in (("temperature", temperature), ("eps", eps)):
+        if np.ndim(value) != 0:
+            raise ValueError(f"{name} must be a single number, got shape {np.shape(value)}.")
+    dtype = landscape.dtype
+    rewards = landscape.rewards
+    assert landscape.log_measure is not None
+    inside = landscape.log_measure > -jnp.inf
+    basins = landscape.basins(eps)
+    return Problem(
+        rewards=rewards,
+        best=jnp.max(jnp.where(inside, rewards, -jnp.inf), axis=1, keepdims=True),
+        phi=jnp.asarray(phi, dtype),
+        temperature=jnp.asarray(temperature, dtype),
+        basins=basins.astype(dtype),
+        outside=(~basins.any(axis=0)).astype(dtype),
+        log_uniform=landscape.uniform(),
+    )
+
+
+def density_process(problem: Problem, multiplier: Any, rounds: Any = None) -> Process:
+    """Build a process from a multiplier.
+
+    Args:
+        problem: what `problem` returned.
+        multiplier: a `Partial`, `(problem, log_p) -> log_w [n]`.
+        rounds: an optional faster way to take many rounds, a `Partial` `(problem, multiplier, key, state, num_steps,
+            every) -> (state, infos)`.
+    """
+    return Process(
+        init=Partial(_init, problem, multiplier),
+        step=Partial(_step, problem, multiplier),
+        rounds=None if rounds is None else Partial(rounds, problem, multiplier),
+    )
+
+
+def _init(problem: Problem, multiplier: Any, log_p: ArrayLike | None = None) -> DensityState:
+    """The first state, from log-masses [n] (normalized here) or, without an argument, the uniform density."""
+    if log_p is None:
+        log_p = problem.log_uniform
+    else:
+        check_log_mass(log_p, problem.rewards.shape[1], "log_p")
+    basins = _validate.concrete(problem.basins)
+    mass = _validate.concrete(log_p)
+    if basins is not None and mass is not None:
+        has_mass = (basins.astype(bool) & ~np.isneginf(mass)).any(axis=1)
+        if not has_mass.all():
+            i = int(np.argmin(has_mass))
+            raise ValueError(
+                f"log_p gives no initial mass to the basin of preference {i} (its {int(basins[i].sum())} best atoms), so "
+                "no round can ever reach it."
+            )
+    log_p = normalize(jnp.asarray(log_p, problem.rewards.dtype))
+    return DensityState(log_p, multiplier(problem, log_p))
+
+
+def _step(problem: Problem, multiplier: Any, key: Array | None, state: DensityState) -> tuple[DensityState, DensityInfo]:
+    del key  # the exact dynamics draw nothing
+    # W integrates to one by construction; normalizing keeps rounding from drifting over many rounds.
+    log_p = normalize(state.log_p + state.log_w)
+    new = DensityState(log_p, multiplier(problem, log_p))
+    return new, summarize(problem, new)
+
+
+def log_normalizers(problem: Problem, log_p: Array) -> Array:
+    """log E_p[exp((r_i - r_i*) / tau)], [m]: the normalizers of Eq. 5 with the best reward taken out."""
+    return jax.nn.logsumexp(log_p + problem.log_tilt, axis=1)
+
+
+def mix_log(phi: Array, log_h: Array) -> Array:
+    """log sum_i phi_i exp(log_h_i(x)) with weights that may be zero; log_h [m, n] -> [n].
+
+    The shift looks only at preferences that are in use, so that one with phi_i = 0 cannot push the others out of range;
+    its own term is held at the shift, which keeps the derivative with respect to phi_i finite.
+    """
+    used = phi[:, None] > 0
+    shift = jax.lax.stop_gradient(jnp.max(jnp.where(used, log_h, -jnp.inf), axis=0))
+    gap = jnp.where(used | (log_h < shift), log_h - shift, jnp.zeros((), log_h.dtype))
+    return shift + jnp.log(jnp.sum(phi[:, None] * jnp.exp(gap), axis=0))
+
+
+def summarize(problem: Problem, state: DensityState) -> DensityInfo:
+    """The numbers of `DensityInfo` for a state."""
+    log_p, log_w = state
+    p = jnp.exp(log_p)
+    has_mass = log_p > -jnp.inf
+    # Moments about r_i*: a reward of 1e4 +- 1 keeps its variance in float32.
+    shifted = problem.rewards - problem.best
+    mean = dot(shifted, p)
+    deviation = shifted - mean[:, None]
+    log_z = log_normalizers(problem, log_p) + problem.best[:, 0] / problem.temperature
+    outside = has_mass & (problem.outside > 0)
+    return DensityInfo(
+        reward_mean=problem.best[:, 0] + mean,
+        reward_variance=dot(deviation * deviation, p),
+        log_z=log_z,
+        entropy=-jnp.sum(p * jnp.where(has_mass, log_p, jnp.zeros((), p.dtype))),
+        basin_mass=dot(problem.basins, p),
+        outside_mass=dot(problem.outside, p),
+        log_sup_w_outside=jnp.max(jnp.where(outside, log_w, -jnp.inf)),
+        objective=jnp.sum(problem.phi * log_z),
+        log_max_w=jnp.max(jnp.where(has_mass, log_w, -jnp.inf)),
+    )
+
+
+def dot(a: Array, b: Array) -> Array:
+    """A product in full precision: accelerators would otherwise round float32 to fewer bits."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
