@@ -1,0 +1,20 @@
+"""Experiments of the paper, each a configuration, a run, tables and figures."""
+
+from plural_jax.experiments import c9
+from plural_jax.experiments.base import Experiment, Run, execute
+
+#: Every experiment by the name that the command line uses.
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in (c9,)}
+
+__all__ = ["EXPERIMENTS", "Experiment", "Run", "execute", "get"]
+
+
+def get(name: str) -> Experiment:
+    """The experiment with this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(sorted(EXPERIMENTS))}.")
+    return EXPERIMENTS[name]
