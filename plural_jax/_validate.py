@@ -16,12 +16,12 @@ from jax.typing import ArrayLike
 
 def concrete(value: Any) -> np.ndarray | None:
     """The value as a NumPy array, or None where it is (or contains) a tracer."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
-        return None
-    try:
-        return np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return None
+    return None if is_traced(value) else np.asarray(value)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether any leaf of the value is a tracer, which has no number to read."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def shown(value: Any) -> str:

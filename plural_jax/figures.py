@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,8 +56,9 @@ def sequence_colors(count: int) -> list[Any]:
 
 
 def caption(figure: Figure, text: str) -> None:
-    """The parameters of a figure, in small type below it."""
-    figure.supxlabel(text, fontsize=8, color="0.35")
+    """The parameters of a figure, in small type below it, broken to its width."""
+    columns = int(figure.get_figwidth() * 15)
+    figure.supxlabel("\n".join(textwrap.wrap(text, columns)), fontsize=8, color="0.35")
 
 
 def share_labels(axes: Any, xlabel: str, ylabel: str) -> None:

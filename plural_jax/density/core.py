@@ -179,11 +179,11 @@ def mix_log(phi: Array, log_h: Array) -> Array:
     """log sum_i phi_i exp(log_h_i(x)) with weights that may be zero; log_h [m, n] -> [n].
 
     The shift looks only at preferences that are in use, so that one with phi_i = 0 cannot push the others out of range;
-    its own term is held at the shift, which keeps the derivative with respect to phi_i finite.
+    its own term is capped, so that 0 times it is 0 and not NaN.
     """
     used = phi[:, None] > 0
     shift = jax.lax.stop_gradient(jnp.max(jnp.where(used, log_h, -jnp.inf), axis=0))
-    gap = jnp.where(used | (log_h < shift), log_h - shift, jnp.zeros((), log_h.dtype))
+    gap = jnp.minimum(log_h - shift, 60.0)
     return shift + jnp.log(jnp.sum(phi[:, None] * jnp.exp(gap), axis=0))
 
 

@@ -45,8 +45,8 @@ from plural_jax.process import Process
 _CHUNK = 64
 #: Largest table of node values, in entries for each preference; nodes beyond it are recomputed in every round.
 _MAX_TABLE = 2**24
-#: Range of log A + log K that the table covers where the rewards are traced and cannot be read.
-_TRACED_RANGE = 60.0
+#: Range of log K - log A that the table covers where the rewards are traced and cannot be read.
+_TRACED_LENGTH = 60.0
 #: Stands for log 0 where an infinity would make derivatives NaN.
 _LOG_ZERO = -1e30
 
@@ -90,7 +90,7 @@ def finite_pool(
     Returns:
         A process with `DensityState` and `DensityInfo` in the landscape's floating type. Relative error of H: about 1e-14
         in float64; in float32 about 1e-6, growing to K * 1e-7 for pools of thousands. Forward-mode derivatives need
-        concrete rewards and a concrete pool size; reverse mode has no such limit.
+        a landscape and a pool size that are not traced; reverse mode has no such limit.
 
     Raises:
         ValueError: a pool smaller than 2, or what `large_pool` refuses.
@@ -120,17 +120,15 @@ def finite_pool(
     inside = landscape.log_measure > -jnp.inf
     # Atoms outside the domain never have mass; they must not widen the range.
     log_a = jnp.where(inside, shared.log_tilt, jnp.zeros((), shared.rewards.dtype))
-    needed = _chunks_needed(log_a, k)
-    known = _validate.concrete(needed)
-    _, _, tail, top = _rule(log_a.dtype)
-    wanted = int(known) if known is not None else _num_chunks(_TRACED_RANGE + tail + top, log_a.dtype)
+    length = _known_length(landscape, temperature, size)
+    wanted = _num_chunks(_TRACED_LENGTH if length is None else length, log_a.dtype)
     num_chunks = max(1, min(wanted, _MAX_TABLE // (_CHUNK * log_a.shape[1])))
-    complete = known is not None and num_chunks == wanted
+    complete = length is not None and num_chunks == wanted
     nodes = Nodes(
         pool_size=k,
         log_a=log_a,
         table=_table(log_a, k, num_chunks),
-        num_far=None if complete else jnp.maximum(needed - num_chunks, 0),
+        num_far=None if complete else jnp.maximum(_chunks_needed(log_a, k) - num_chunks, 0),
     )
     return density_process(shared, Partial(finite_pool_log_multiplier, nodes))
 
@@ -153,10 +151,8 @@ def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
 
     def one_preference(table: Array, log_a: Array) -> Array:
         log_g = _log_node_weights(dot(table.reshape(-1, n), p), y, first, k)
-        log_sums = jnp.stack([
-            _chunk_log_sum(table[c], log_g[c * _CHUNK : (c + 1) * _CHUNK], y[c * _CHUNK : (c + 1) * _CHUNK])
-            for c in range(num_chunks)
-        ])
+        chunked = (table, log_g.reshape(num_chunks, _CHUNK), y.reshape(num_chunks, _CHUNK))
+        log_sums = jax.vmap(_chunk_log_sum)(*chunked)
         if nodes.num_far is not None:
             far = _far_log_sum(log_a, p, k, num_chunks, nodes.num_far)
             log_sums = jnp.concatenate([log_sums, far[None]])
@@ -171,16 +167,29 @@ def _rule(dtype: Any) -> tuple[float, float, float, float]:
     return h, float(np.log(1.0 / -np.expm1(-h))), tail, top
 
 
+def _known_length(landscape: Landscape, temperature: ArrayLike, size: np.ndarray | None) -> float | None:
+    """Largest log K - log A if all it depends on can be read now, else None.
+
+    In NumPy: under `jit` every JAX operation gives a tracer, even on rewards that are known.
+    """
+    if size is None or _validate.is_traced((landscape.rewards, landscape.log_measure, temperature)):
+        return None
+    rewards, inside = np.asarray(landscape.rewards, np.float64), ~np.isneginf(np.asarray(landscape.log_measure))
+    span = np.ptp(rewards[:, inside], axis=1).max() / float(np.asarray(temperature))
+    return float(span + np.log(size))
+
+
 def _num_chunks(length: float, dtype: Any) -> int:
-    return int(np.ceil(length / (_rule(dtype)[0] * _CHUNK)))
+    """Chunks from the left tail of the best atom to where the worst atom's integrand has died out."""
+    h, _, tail, top = _rule(dtype)
+    return int(np.ceil((length + tail + top) / (h * _CHUNK)))
 
 
 def _chunks_needed(log_a: Array, k: Array) -> Array:
-    """Chunks from the left tail of the best atom to where the worst atom's integrand has died out."""
+    """The same for numbers that are known only when the program runs, int []."""
     h, _, tail, top = _rule(log_a.dtype)
-    k = jnp.where(jnp.isinf(k), 2.0, k)
-    length = -jnp.min(log_a) + jnp.log(k) + tail + top
-    return jax.lax.stop_gradient(jnp.ceil(length / (h * _CHUNK))).astype(jnp.int32)
+    length = jnp.log(jnp.where(jnp.isinf(k), 2.0, k)) - jnp.min(log_a)
+    return jax.lax.stop_gradient(jnp.ceil((length + tail + top) / (h * _CHUNK))).astype(jnp.int32)
 
 
 def _node_positions(k: Array, index: Array) -> Array:

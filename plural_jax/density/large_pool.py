@@ -38,7 +38,7 @@ def large_pool(landscape: Landscape, phi: ArrayLike, *, temperature: ArrayLike =
         >>> process = pj.density.large_pool(land, phi=[0.25, 0.75])
         >>> final, trace = pj.run(process, process.init(), num_steps=50)
         >>> print(f"{trace.basin_mass[-1, 0]:.3f}")
-        0.247
+        0.246
 
     Source: Lemma 2 and Eq. 5 of the paper; Cover (1984) for the same iteration as a multiplicative algorithm.
     """

@@ -1,12 +1,14 @@
 """Experiments of the paper, each a configuration, a run, tables and figures."""
 
-from plural_jax.experiments import c9
+from plural_jax.experiments import c9, e2, e5, e6, sweep
 from plural_jax.experiments.base import Experiment, Run, execute
 
 #: Every experiment by the name that the command line uses.
-EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in (c9,)}
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in (c9, e2, e5, e6)}
+#: The main job, a command of its own.
+SWEEP = sweep.EXPERIMENT
 
-__all__ = ["EXPERIMENTS", "Experiment", "Run", "execute", "get"]
+__all__ = ["EXPERIMENTS", "SWEEP", "Experiment", "Run", "execute", "get"]
 
 
 def get(name: str) -> Experiment:

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from plural_jax import labels
+from plural_jax import figures, labels
 from plural_jax.process import Meter
 
 
@@ -77,13 +77,14 @@ def execute(
     (folder / "table.txt").write_text(render(tables))
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    figures = []
-    for name, figure in experiment.plot(dataset).items():
-        for suffix in ("png", "pdf"):
-            path = folder / f"{name}.{suffix}"
-            figure.savefig(path)
-            figures.append(path)
-    return Run(folder, dataset, tables, figures)
+    saved = []
+    with figures.style():
+        for name, figure in experiment.plot(dataset).items():
+            for suffix in ("png", "pdf"):
+                path = folder / f"{name}.{suffix}"
+                figure.savefig(path)
+                saved.append(path)
+    return Run(folder, dataset, tables, saved)
 
 
 def render(tables: dict[str, pd.DataFrame]) -> str:

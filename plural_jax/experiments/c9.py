@@ -235,16 +235,21 @@ def _parameters(ds: xr.Dataset) -> str:
 
 def _figure12(ds: xr.Dataset) -> Figure:
     distances, phis = _shown(ds, "distance", _TABLE_3_DISTANCE), sorted(ds.phi.values.tolist())
-    figure, axes = figures.panels(len(distances), sharex=True, sharey=True)
+    figure, axes = figures.panels(len(distances), rows=2, sharex=True, sharey="row")
     dense = np.linspace(0, 1, 201)
-    for ax, d in zip(axes[0], distances, strict=True):
+    for column, d in zip(axes.T, distances, strict=True):
         lower, upper = _bounds(ds, list(dense), d)
-        ax.fill_between(dense, lower, upper, color="0.75", lw=0, label="allowed by Lemma 4")
-        ax.plot([0, 1], [0, 1], color="0.3", lw=0.8, ls="--", label="a = φ")
-        ax.plot(phis, _weight(ds).sel(phi=phis, distance=d), "o", ms=4, label="after the last round")
-        ax.set_title(f"distance D = {d:g}")
+        weight = _weight(ds).sel(phi=phis, distance=d).values
+        # The bounds are narrow: the second row takes the line a = φ away, so that they can be seen.
+        for ax, line, points in ((column[0], 0 * dense, 0.0), (column[1], dense, np.asarray(phis))):
+            ax.fill_between(dense, lower - line, upper - line, color="0.75", lw=0, label="allowed by Lemma 4")
+            ax.plot(dense, dense - line, color="0.3", lw=0.8, ls="--", label="a = φ")
+            ax.plot(phis, weight - points, "o", ms=3.5, label="after the last round")
+        column[0].set_title(f"distance D = {d:g}")
+        column[1].set_xlabel("weight φ of preference 1")
     axes[0, 0].legend()
-    figures.share_labels(axes, "weight φ of preference 1", "mass of basin 1, a/(a+b)")
+    axes[0, 0].set_ylabel("mass of basin 1, a/(a+b)")
+    axes[1, 0].set_ylabel("a/(a+b) − φ")
     figures.caption(figure, _parameters(ds))
     return figure
 
@@ -271,7 +276,7 @@ def _figure14(ds: xr.Dataset) -> Figure:
         axes[0, 0].plot(phis, weight, "o-", ms=3.5, color=color, label=f"D = {d:g}")
         axes[0, 1].plot(phis, weight - np.asarray(phis), "o-", ms=3.5, color=color)
     axes[0, 0].set(xlabel="weight φ of preference 1", ylabel="mass of basin 1, a/(a+b)")
-    axes[0, 1].set(xlabel="weight φ of preference 1", ylabel="distance from the Nash point, a/(a+b) − φ")
+    axes[0, 1].set(xlabel="weight φ of preference 1", ylabel="a/(a+b) − φ")
     axes[0, 0].legend()
     figures.caption(figure, _parameters(ds))
     return figure

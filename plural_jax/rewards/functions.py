@@ -110,8 +110,8 @@ def bump(centers: ArrayLike, height: ArrayLike, width: ArrayLike) -> Bump:
         ValueError: a width that is not positive, wrong shapes, NaN or infinity.
 
     Example:
-        >>> bump([-1.0, 1.0], height=5.0, width=1.0)(jnp.array([[1.0]])).round(3).tolist()
-        [[0.6769999861717224, 5.0]]
+        >>> print(bump([-1.0, 1.0], height=5.0, width=1.0)(jnp.array([[1.0]])).round(3))
+        [[0.677 5.   ]]
     """
     mu = _centers(centers)
     _validate.positive(width, "width")

@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from plural_jax import _validate
-from plural_jax.landscape import Landscape
+from plural_jax.landscape import Landscape, as_float
 
 
 def leakage(landscape: Landscape, *, eps: ArrayLike = 0.1, temperature: ArrayLike = 1.0) -> Array:
@@ -70,8 +70,9 @@ def basin_weight_bounds(phi: ArrayLike, kappa: ArrayLike) -> tuple[Array, Array]
     value = _validate.real_array(phi, "phi")
     if value is not None and not ((value >= 0) & (value <= 1)).all():
         raise ValueError(f"phi must lie between 0 and 1, got {_validate.shown(value)}.")
-    dtype = jnp.result_type(float, kappa)
-    phi, kappa = jnp.asarray(phi, dtype), jnp.asarray(kappa, dtype)
+    kappa = as_float(kappa)
+    dtype = kappa.dtype
+    phi = jnp.asarray(phi, dtype)
     first, second = (jnp.where(k < 1, k, jnp.zeros((), dtype)) for k in (kappa[0], kappa[1]))
     lower = jnp.where(kappa[0] < 1, jnp.maximum(phi - first, 0) / (1 - first), jnp.zeros((), dtype))
     upper = jnp.where(kappa[1] < 1, jnp.minimum(phi / (1 - second), 1), jnp.ones((), dtype))

@@ -1,0 +1,152 @@
+"""The command line: `plural-jax sweep`, `plural-jax run NAME`, `plural-jax list`.
+
+Options carry the names of the parameters they set. Input that cannot be used ends in one sentence and a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+_USAGE = """usage: plural-jax COMMAND ...
+
+commands:
+  sweep       sweep the exact dynamics over phi, distance, pool size, ... (the main job)
+  run NAME    run an experiment of the paper: {names}
+  list        say what there is to run
+
+`plural-jax sweep --help` and `plural-jax run NAME --help` list all options.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options that every command shares."""
+
+    out: Path | None = None
+    """Folder for the results; default: runs/NAME."""
+    resume: bool = False
+    """Continue an interrupted run in the same folder."""
+    x64: bool = False
+    """Compute in float64 instead of float32."""
+    devices: int | None = None
+    """CPU devices to spread over; default: one for each core. Ignored on a GPU or TPU."""
+    show: bool = True
+    """Open the first figure when there is a screen."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except (ValueError, OSError) as error:
+        print(f"plural-jax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("plural-jax: interrupted; the same command with --resume continues.", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    from plural_jax import experiments
+
+    known = ", ".join(experiments.EXPERIMENTS)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_USAGE.format(names=known), end="")
+        return 0 if words else 2
+    command, rest = words[0], words[1:]
+    if command in ("-V", "--version", "version"):
+        from plural_jax import __version__
+
+        print(__version__)
+        return 0
+    if command == "list":
+        _list()
+        return 0
+    if command == "sweep":
+        return _execute(experiments.SWEEP, rest, "plural-jax sweep")
+    if command == "run":
+        if not rest or rest[0] in ("-h", "--help"):
+            _list()
+            return 0 if rest else 2
+        return _execute(experiments.get(rest[0]), rest[1:], f"plural-jax run {rest[0]}")
+    raise ValueError(f"unknown command {command!r}; choose one of sweep, run, list.")
+
+
+def _list() -> None:
+    from plural_jax import experiments
+
+    print("plural-jax run NAME, with NAME one of:")
+    for name, experiment in experiments.EXPERIMENTS.items():
+        print(f"  {name:<6}{experiment.title}")
+    print("plural-jax sweep:")
+    print(f"  {experiments.SWEEP.title}")
+
+
+def _execute(experiment: Any, words: list[str], program: str) -> int:
+    """Parse the options of one experiment, run it, and say what it left where."""
+    import jax
+
+    from plural_jax import experiments
+    from plural_jax.experiments.base import render
+
+    def command(config: Annotated[Any, tyro.conf.arg(name="")], options: Annotated[Any, tyro.conf.arg(name="")]) -> tuple:
+        return config, options
+
+    command.__annotations__["config"] = Annotated[experiment.config, tyro.conf.arg(name="")]
+    command.__annotations__["options"] = Annotated[Options, tyro.conf.arg(name="")]
+    parse: Callable[..., Any] = tyro.cli
+    config, options = parse(command, prog=program, args=words, description=experiment.config.__doc__)
+
+    # Chosen here and not in the library: a program that imports plural_jax keeps its own settings.
+    if options.x64:
+        jax.config.update("jax_enable_x64", True)
+    with contextlib.suppress(RuntimeError):  # a process that already computes with JAX keeps the devices it has
+        jax.config.update("jax_num_cpu_devices", options.devices or _num_cores())
+
+    out = options.out or Path("runs") / experiment.name
+    done = experiments.execute(experiment, config, out, resume=options.resume, progress=options.progress)
+    print(render(done.tables))
+    print(f"Everything is in {done.folder}/: dataset.zarr, config.json, versions.json, table.txt,")
+    print("  " + ", ".join(path.name for path in done.figures))
+    if options.show and done.figures:
+        _open(done.figures[0])
+    return 0
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open(figure: Path) -> None:
+    """Show a figure in the desktop's viewer, where there is a desktop and a person at it."""
+    if not sys.stdout.isatty():
+        return
+    if sys.platform == "darwin":
+        opener = ["open"]
+    elif sys.platform == "win32":
+        opener = ["cmd", "/c", "start", ""]
+    elif os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        opener = ["xdg-open"]
+    else:
+        return
+    try:
+        subprocess.Popen([*opener, str(figure)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError:
+        print(f"(no viewer found; the figure is {figure})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

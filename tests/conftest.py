@@ -1,0 +1,66 @@
+"""What every test shares: float64, strict promotion, and random inputs that are new in each run.
+
+`PLURAL_JAX_TEST_SEED=123 pytest ...` repeats the random inputs of a run; every failure reports the seed it had, and
+`pytest -v` the seed at the start. Doctests run as a reader would type them: in default float32, with `jnp` at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from collections.abc import Generator, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+SEED_VARIABLE = "PLURAL_JAX_TEST_SEED"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator of its own for each test, so that running one test alone gives it the same numbers."""
+    return np.random.default_rng([_seed(), zlib.crc32(request.node.nodeid.encode())])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # In the environment, where the worker processes of pytest-xdist find the same seed.
+    os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(2**32)))
+    _seed()
+    # A plugin rather than hooks of this file, which would not see the doctests in `plural_jax/`.
+    config.pluginmanager.register(_Doctests(), "plural_jax_doctests")
+
+
+def pytest_report_header() -> str:
+    return f"random inputs: {SEED_VARIABLE}={_seed()}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and "rng" in getattr(item, "fixturenames", ()):
+        report.sections.append(("random inputs", f"To repeat them: {SEED_VARIABLE}={_seed()}"))
+    return report
+
+
+class _Doctests:
+    @pytest.fixture(autouse=True)
+    def _reader_environment(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        if not isinstance(request.node, pytest.DoctestItem):
+            yield
+            return
+        request.getfixturevalue("doctest_namespace")["jnp"] = jnp
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+            yield
+
+
+def _seed() -> int:
+    text = os.environ[SEED_VARIABLE]
+    if not text.isdecimal():
+        raise pytest.UsageError(f"{SEED_VARIABLE} must be a whole number, got {text!r}.")
+    return int(text)

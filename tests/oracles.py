@@ -1,0 +1,68 @@
+"""The mathematics a second time, in plain NumPy and without a thought for speed: what the library is checked against."""
+
+import itertools
+
+import numpy as np
+
+
+def log_sum_exp(a, axis=None):
+    top = np.max(a, axis=axis, keepdims=True)
+    return np.squeeze(top + np.log(np.sum(np.exp(a - top), axis=axis, keepdims=True)), axis=axis)
+
+
+def large_pool_log_w(log_p, rewards, phi, temperature=1.0):
+    """log W of Eq. 5, [n]."""
+    r = np.asarray(rewards, np.float64) / temperature
+    log_z = log_sum_exp(log_p + r, axis=1)
+    terms = np.where(np.asarray(phi)[:, None] > 0, np.log(np.maximum(phi, 1e-300))[:, None] + r - log_z[:, None], -np.inf)
+    return log_sum_exp(terms, axis=0)
+
+
+def pairwise_h(p, rewards, temperature=1.0):
+    """H_2 by its definition, 2 sum_y p(y) A(x) / (A(x) + A(y)), [m, n]."""
+    r = np.asarray(rewards, np.float64) / temperature
+    return 2 * np.einsum("y,ixy->ix", p, 1 / (1 + np.exp(r[:, None, :] - r[:, :, None])))
+
+
+def brute_h(p, rewards, pool_size):
+    """H_K by summing over all tuples of the other K - 1 candidates, [m, n]; for few atoms and small K."""
+    a = np.exp(np.asarray(rewards, np.float64))
+    m, n = a.shape
+    h = np.zeros((m, n))
+    for others in itertools.product(range(n), repeat=pool_size - 1):
+        weight = np.prod([p[y] for y in others])
+        h += weight * pool_size * a / (a + sum(a[:, [y]] for y in others))
+    return h
+
+
+def monte_carlo_h(rng, p, rewards, pool_size, draws):
+    """H_K estimated from random pools, and the estimate's standard error; each [m, n]."""
+    a = np.exp(np.asarray(rewards, np.float64))
+    m, n = a.shape
+    others = rng.choice(n, size=(draws, pool_size - 1), p=p)
+    mean, error = np.zeros((m, n)), np.zeros((m, n))
+    for i in range(m):
+        rest = a[i][others].sum(1)
+        values = pool_size * a[i][None] / (a[i][None] + rest[:, None])
+        mean[i], error[i] = values.mean(0), values.std(0) / np.sqrt(draws)
+    return mean, error
+
+
+def summary(log_p, log_w, rewards, phi, eps, temperature=1.0):
+    """The fields of DensityInfo."""
+    p, r = np.exp(log_p), np.asarray(rewards, np.float64)
+    basins = r >= r.max(1, keepdims=True) - eps
+    outside = ~basins.any(0)
+    mean = r @ p
+    log_z = log_sum_exp(log_p + r / temperature, axis=1)
+    return {
+        "reward_mean": mean,
+        "reward_variance": ((r - mean[:, None]) ** 2) @ p,
+        "log_z": log_z,
+        "entropy": -np.sum(p * np.where(p > 0, log_p, 0)),
+        "basin_mass": basins @ p,
+        "outside_mass": p[outside].sum(),
+        "log_sup_w_outside": log_w[outside & (p > 0)].max() if (outside & (p > 0)).any() else -np.inf,
+        "objective": np.dot(phi, log_z),
+        "log_max_w": log_w[p > 0].max(),
+    }

@@ -1,0 +1,78 @@
+"""The command line: what a person types, and what comes back when it is wrong."""
+
+import pytest
+
+from plural_jax import cli
+from plural_jax.experiments.axis import parse_axis
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["0.1:0.9:9"], (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
+        (["1", "2", "3", "5"], (1.0, 2.0, 3.0, 5.0)),
+        (["2", "10", "inf"], (2.0, 10.0, float("inf"))),
+        (["0:1:3", "4"], (0.0, 0.5, 1.0, 4.0)),
+    ],
+)
+def test_axis_words(words, values):
+    assert parse_axis(words) == values
+
+
+@pytest.mark.parametrize("words", [["a"], ["1:2"], ["1:2:0"], ["1:2:3:4"], []])
+def test_axis_words_refused(words):
+    with pytest.raises(ValueError, match=r"neither a number nor START:STOP:NUM|at least one number"):
+        parse_axis(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "e99"], "unknown experiment 'e99'; choose one of"),
+        (["walk"], "unknown command 'walk'"),
+        (["sweep", "--phi", "1.5"], "phi must not be negative, got"),
+        (["sweep", "--pool-size", "1"], "pool_size must be at least 2"),
+        (["sweep", "--temperature", "0"], "temperature must be positive"),
+        (["sweep", "--num", "0"], "num (an empty grid has no cells) must be a whole number of at least 1, got 0"),
+        (["run", "c9", "--num-steps", "0"], "num_steps must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_one_sentence_and_no_traceback(words, message, tmp_path, capsys):
+    if words[0] in ("sweep", "run"):
+        words = [*words, *(["--out", str(tmp_path / "x"), "--devices", "1"] if words[1] != "e99" else [])]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plural-jax: error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_unknown_option_exits_without_traceback(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sweep", "--fi", "0.5"])
+    assert stop.value.code == 2
+    assert "--fi" in capsys.readouterr().err
+
+
+def test_help_and_list(capsys):
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    assert cli.main(["list"]) == 0
+    assert "c9" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sweep", "--help"])
+    assert stop.value.code == 0
+    assert "--pool-size" in capsys.readouterr().out
+
+
+def test_sweep_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["sweep", "--phi", "0.3:0.7:2", "--distance", "2", "--pool-size", "inf", "--num", "20", "--num-steps", "3"]
+    words += ["--out", str(out), "--devices", "1", "--no-progress", "--height", "4", "5"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "Weight of basin 1" in printed and str(out) in printed
+    names = {path.name for path in out.iterdir()}
+    assert {"dataset.zarr", "config.json", "versions.json", "table.txt", "sweep.png", "sweep.pdf"} <= names
+    assert cli.main(words) == 2
+    assert "is not empty; choose another folder, or --resume" in capsys.readouterr().err
+    assert cli.main([*words, "--resume"]) == 0

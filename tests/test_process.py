@@ -1,0 +1,168 @@
+"""The step API: one conformance test over every process, and the driver `run`."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import plural_jax as pj
+
+REWARDS = np.array([[0.0, 1.0, 5.0, 2.0, -3.0], [5.0, 1.0, 0.0, 2.0, 4.0]])
+
+
+def large_pool(phi, dtype):
+    return pj.density.large_pool(pj.Landscape(rewards=REWARDS.astype(dtype)), jnp.stack([phi, 1 - phi]), eps=0.5)
+
+
+def finite_pool(phi, dtype):
+    land = pj.Landscape(rewards=REWARDS.astype(dtype))
+    return pj.density.finite_pool(land, jnp.stack([phi, 1 - phi]), pool_size=5.0, eps=0.5)
+
+
+def gaussian(phi, dtype):
+    centers = jnp.asarray([[-1.0, 0.0], [1.0, 0.5]], dtype)
+    return pj.density.gaussian(centers, jnp.asarray(0.5, dtype), jnp.stack([phi, 1 - phi]), num_steps=7)
+
+
+#: Every process of the library, as a function of a weight phi and a floating type. New processes are added here.
+PROCESSES = {"large_pool": large_pool, "finite_pool": finite_pool, "gaussian": gaussian}
+STEPS = 6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_protocol(name, dtype):
+    """Round trip, types, jit, vmap, loop and no retrace, for every process in both precisions."""
+    make, tolerance = PROCESSES[name], 2e-5 if dtype == np.float32 else 1e-11
+    key = jax.random.key(0)
+    process = make(jnp.asarray(0.3, dtype), dtype)
+    state = process.init()
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert floats and all(leaf.dtype == dtype for leaf in floats)
+
+    # One step keeps structure, shapes and types, so that it can be the body of a scan.
+    after, info = jax.jit(process.step)(key, state)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert all(x.dtype == dtype for x in jax.tree.leaves(info))
+
+    # A Python loop over step, and run.
+    looped, infos = state, []
+    step = jax.jit(process.step)
+    for _ in range(STEPS):
+        looped, info = step(key, looped)
+        infos.append(info)
+    final, trace = pj.run(process, state, STEPS, key=key)
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *infos)
+
+    def close(a, b):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+    close(final, looped)
+    close(trace, expected)
+
+    # vmap over the number that everybody maps over; and a new number compiles nothing.
+    traces = []
+
+    @jax.jit
+    def many(phis):
+        traces.append(1)
+
+        def one(phi):
+            process = make(phi, dtype)
+            return pj.run(process, process.init(), STEPS)
+
+        return jax.vmap(one)(phis)
+
+    batch = many(jnp.asarray([0.3, 0.8], dtype))
+    many(jnp.asarray([0.2, 0.4], dtype))
+    assert len(traces) == 1
+    close(jax.tree.map(lambda x: x[0], batch), (final, trace))
+
+
+def test_run_does_not_retrace_when_numbers_change():
+    traces = []
+
+    def save(state, info):
+        traces.append(1)
+        return info.entropy
+
+    for phi in (0.2, 0.5):
+        process = large_pool(jnp.asarray(phi), np.float64)
+        pj.run(process, process.init(), STEPS, save=save)
+    assert len(traces) == 1
+
+
+class Walk(NamedTuple):
+    position: jax.Array
+
+
+def random_walk():
+    """A stochastic process of plain functions, as a user would write one."""
+
+    def step(key, state):
+        moved = Walk(state.position + jax.random.normal(key, state.position.shape))
+        return moved, {"distance": jnp.abs(moved.position).sum()}
+
+    return pj.Process(init=lambda: Walk(jnp.zeros(3)), step=step)
+
+
+class Counter:
+    def __init__(self):
+        self.total, self.seen, self.stopped = 0, 0, False
+
+    def start(self, total, description):
+        self.total = total
+
+    def advance(self, amount):
+        self.seen += amount
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_stochastic_process_in_pieces_draws_the_same_numbers():
+    walk, key, meter = random_walk(), jax.random.key(7), Counter()
+    whole, trace = pj.run(walk, walk.init(), 50, key=key)
+    pieces, other = pj.run(walk, walk.init(), 50, key=key, progress=meter)
+    np.testing.assert_array_equal(whole.position, pieces.position)
+    np.testing.assert_array_equal(trace["distance"], other["distance"])
+    assert meter.total == meter.seen == 50 and meter.stopped
+    different, _ = pj.run(walk, walk.init(), 50, key=jax.random.key(8))
+    assert not np.allclose(whole.position, different.position)
+
+
+@pytest.mark.parametrize("make", [large_pool, finite_pool])
+def test_save_policies(make):
+    process = make(jnp.asarray(0.3), np.float64)
+    state = process.init()
+    final, every = pj.run(process, state, 12)
+    for kwargs, rows in (({"every": 4}, [3, 7, 11]), ({"every": 12}, [11]), ({"save": "final"}, [11])):
+        other, some = pj.run(process, state, 12, **kwargs)
+        np.testing.assert_allclose(other.log_p, final.log_p, atol=1e-11)
+        for a, b in zip(some, every, strict=True):
+            np.testing.assert_allclose(a, b[np.array(rows)], atol=1e-11)
+    densities = pj.run(process, state, 12, save="density", every=6)[1].log_p
+    np.testing.assert_allclose(densities[-1], final.log_p, atol=1e-11)
+    assert densities.shape == (2, 5)
+    custom = pj.run(process, state, 12, save=lambda s, i: {"top": s.log_p.max(), "f": i.objective}, every=3)[1]
+    np.testing.assert_allclose(custom["f"], every.objective[2::3], atol=1e-11)
+
+
+def test_density_needs_a_density():
+    walk = random_walk()
+    with pytest.raises(ValueError, match="save='density' needs a state with log_p, but this one is Walk"):
+        pj.run(walk, walk.init(), 2, key=jax.random.key(0), save="density")
+
+
+def test_run_inside_jit_and_vmap_of_grad():
+    def objective(phi):
+        process = large_pool(phi, np.float64)
+        return pj.run(process, process.init(), 4, save="final")[1].objective[0]
+
+    slopes = jax.jit(jax.vmap(jax.grad(objective)))(jnp.array([0.2, 0.6]))
+    h = 1e-6
+    value = jax.jit(objective)
+    np.testing.assert_allclose(slopes[1], (value(0.6 + h) - value(0.6 - h)) / (2 * h), rtol=1e-6)
