@@ -39,8 +39,13 @@ _STYLE: dict[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """The project's style, for the duration of a block; the user's own settings stay as they are."""
-    with mpl.rc_context(_STYLE):
+    # Only our own keys: `rc_context` would also undo a backend that a notebook activates inside the block.
+    before = {name: mpl.rcParams[name] for name in _STYLE}
+    mpl.rcParams.update(_STYLE)
+    try:
         yield
+    finally:
+        mpl.rcParams.update(before)
 
 
 def panels(columns: int, rows: int = 1, *, width: float = 3.1, height: float = 2.7, **kwargs: Any) -> tuple[Figure, Any]:
