@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
+
+from plural_jax._typing import ArrayLike
 
 
 def concrete(value: Any) -> np.ndarray | None:
@@ -29,6 +30,8 @@ def shown(value: Any) -> str:
     array = concrete(value)
     if array is None:
         return "<traced>"
+    if array.ndim == 0:
+        return str(array.item())
     text = np.array2string(array, threshold=8, edgeitems=3, precision=6, separator=", ").replace("\n", "")
     return " ".join(text.split())
 

@@ -101,7 +101,9 @@ def _execute(experiment: Any, words: list[str], program: str) -> int:
     from plural_jax import experiments
     from plural_jax.experiments.base import render
 
-    def command(config: Annotated[Any, tyro.conf.arg(name="")], options: Annotated[Any, tyro.conf.arg(name="")]) -> tuple:
+    def command(
+        config: Annotated[Any, tyro.conf.arg(name="")], options: Annotated[Any, tyro.conf.arg(name="")]
+    ) -> tuple:
         return config, options
 
     command.__annotations__["config"] = Annotated[experiment.config, tyro.conf.arg(name="")]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,7 +27,7 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "axes.prop_cycle": mpl.cycler(color=PREFERENCE_COLORS),
+    "axes.prop_cycle": cycler(color=PREFERENCE_COLORS),
     "font.size": 10,
     "axes.titlesize": 10,
     "legend.frameon": False,
@@ -48,7 +49,9 @@ def style() -> Iterator[None]:
         mpl.rcParams.update(before)
 
 
-def panels(columns: int, rows: int = 1, *, width: float = 3.1, height: float = 2.7, **kwargs: Any) -> tuple[Figure, Any]:
+def panels(
+    columns: int, rows: int = 1, *, width: float = 3.1, height: float = 2.7, **kwargs: Any
+) -> tuple[Figure, Any]:
     """A figure of equal panels that belongs to no window system; axes as a 2-D array of [rows, columns]."""
     figure = Figure(figsize=(width * columns, height * rows))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)

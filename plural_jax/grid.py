@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from plural_jax import _validate
 from plural_jax._pytree import pytree_dataclass
+from plural_jax._typing import ArrayLike
 
 
 @pytree_dataclass

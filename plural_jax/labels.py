@@ -38,7 +38,7 @@ def variables(trace: Any, axes: dict[str, np.ndarray]) -> list[Variable]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(trace):
         name = ".".join(_part(key) for key in path) or "value"
         rest = leaf.shape[1:]
-        own = INFO_DIMS.get(name.rsplit(".", 1)[-1], ())
+        own: tuple[str, ...] = INFO_DIMS.get(name.rsplit(".", 1)[-1], ())
         if len(own) != len(rest):
             own = tuple(f"{name}_dim_{i}" for i in range(len(rest)))
         dims = (*axes, "step", *own)

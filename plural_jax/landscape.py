@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from plural_jax import _validate
 from plural_jax._pytree import pytree_dataclass, set_field
+from plural_jax._typing import ArrayLike
 from plural_jax.grid import Grid
 
 
@@ -90,12 +90,12 @@ class Landscape:
 
     @property
     def num_preferences(self) -> int:
-        """m."""
+        """M."""
         return self.rewards.shape[0]
 
     @property
     def num_atoms(self) -> int:
-        """n."""
+        """N."""
         return self.rewards.shape[1]
 
     @property

@@ -47,9 +47,7 @@ class SweepStore:
         self.path = Path(path)
         self._described = described
         self._num_axes = len(block)
-        counts = [
-            -(-length // size) for length, size in zip(described[0].shape[: self._num_axes], block, strict=True)
-        ]
+        counts = [-(-length // size) for length, size in zip(described[0].shape[: self._num_axes], block, strict=True)]
         # The group's attributes are written last, so a folder without a fingerprint was killed while being set up.
         if self._existing_fingerprint(attrs):
             self._root = zarr.open_group(self.path, mode="r+")
@@ -71,7 +69,7 @@ class SweepStore:
                 )
             self._root.create_array(f"{_FLAGS}/batches", shape=tuple(counts), chunks=(1,) * len(counts), dtype=bool)
             self._root.attrs.update(plain_attrs(attrs))
-        self.finished = self._root[f"{_FLAGS}/batches"][...]
+        self.finished = np.asarray(self._root[f"{_FLAGS}/batches"][...])
 
     def _existing_fingerprint(self, attrs: dict[str, Any]) -> bool:
         """True if the folder holds this sweep, False if it is free to use."""

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ import numpy as np
 import xarray as xr
 from jax import Array
 from jax.sharding import AxisType, PartitionSpec
-from jax.typing import ArrayLike
 
 from plural_jax import _validate, labels
+from plural_jax._typing import ArrayLike
 from plural_jax.process import Meter, Process, Save, advance, as_pytree, check_save
 from plural_jax.progress import meter
 from plural_jax.store import SweepStore
@@ -259,8 +259,10 @@ def _dependent_sizes(make: Callable[..., Any], point: dict[str, Any]) -> tuple[d
         depends.update({v: joined for v in eqn.outvars})
     names = sorted(point)  # the order in which JAX flattens a dict
     sizes = {
-        name: max((math.prod(leaf.shape) for leaf, v in zip(process, closed.jaxpr.outvars, strict=False) if i in of(v)),
-                  default=0)
+        name: max(
+            (math.prod(leaf.shape) for leaf, v in zip(process, closed.jaxpr.outvars, strict=False) if i in of(v)),
+            default=0,
+        )
         for i, name in enumerate(names)
     }
     return sizes, max(math.prod(leaf.shape) for leaf in state)
@@ -287,16 +289,17 @@ def _compile_batch(
         return jax.vmap(lambda p, i: one({**heavy, **p}, i, key))(light, index)
 
     def rows(heavy: dict[str, Array], light: dict[str, Array], index: Array, key: Array | None) -> Any:
-        return jax.lax.map(lambda args: row(*args, key), (heavy, light, index), batch_size=together)
+        return jax.lax.map(lambda args: row(args[0], args[1], args[2], key), (heavy, light, index), batch_size=together)
 
+    batch: Callable[..., Any] = rows
     if len(devices) > 1:
         mesh = jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
         spec = PartitionSpec("rows")
         # check_vma: scans inside start from constants, which the check would have every process declare as varying.
-        rows = jax.shard_map(
+        batch = jax.shard_map(
             rows, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec, check_vma=False
         )
-    compiled = jax.jit(rows)
+    compiled = jax.jit(batch)
     lengths = [len(v) for v in plan.axes.values()]
 
     def compute(region: tuple[slice, ...]) -> list[np.ndarray]:
@@ -307,7 +310,10 @@ def _compile_batch(
         }
         order = (*plan.heavy, *plan.light)
         mesh_positions = np.meshgrid(*(positions[name] for name in order), indexing="ij")
-        flat = {name: _arrange(p, num_rows, width, pieces, padded_rows) for name, p in zip(order, mesh_positions, strict=True)}
+        flat = {
+            name: _arrange(p, num_rows, width, pieces, padded_rows)
+            for name, p in zip(order, mesh_positions, strict=True)
+        }
         index = np.ravel_multi_index(tuple(flat[name] for name in names), lengths).astype(np.int32)
         heavy = {name: plan.axes[name][flat[name][:, 0]] for name in plan.heavy}
         light = {name: plan.axes[name][flat[name]] for name in plan.light}

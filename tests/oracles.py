@@ -11,10 +11,12 @@ def log_sum_exp(a, axis=None):
 
 
 def large_pool_log_w(log_p, rewards, phi, temperature=1.0):
-    """log W of Eq. 5, [n]."""
+    """Log W of Eq. 5, [n]."""
     r = np.asarray(rewards, np.float64) / temperature
     log_z = log_sum_exp(log_p + r, axis=1)
-    terms = np.where(np.asarray(phi)[:, None] > 0, np.log(np.maximum(phi, 1e-300))[:, None] + r - log_z[:, None], -np.inf)
+    terms = np.where(
+        np.asarray(phi)[:, None] > 0, np.log(np.maximum(phi, 1e-300))[:, None] + r - log_z[:, None], -np.inf
+    )
     return log_sum_exp(terms, axis=0)
 
 

@@ -17,7 +17,9 @@ M, N = 2, 9
 def weights(rewards, log_p, pool_size, temperature=1.0):
     """H_K, [m, n], from the public process."""
     land = pj.Landscape(rewards=rewards)
-    process = pj.density.finite_pool(land, np.full(len(rewards), 1 / len(rewards)), pool_size=pool_size, temperature=temperature)
+    process = pj.density.finite_pool(
+        land, np.full(len(rewards), 1 / len(rewards)), pool_size=pool_size, temperature=temperature
+    )
     _, multiplier = process.step.args
     return np.exp(np.asarray(log_bradley_terry(multiplier.args[0], jnp.asarray(log_p, land.dtype)), np.float64))
 
@@ -58,14 +60,12 @@ def test_against_monte_carlo(rng, pool_size):
 
 
 def test_two_kinds_of_item_in_closed_form():
-    """n = 2 atoms: the other K - 1 candidates are a binomial count, for any whole K."""
+    """N = 2 atoms: the other K - 1 candidates are a binomial count, for any whole K."""
     from math import comb
 
     reward, q, k = 2.0, 0.3, 40
     a = np.exp(reward)
-    expected = sum(
-        comb(k - 1, j) * q**j * (1 - q) ** (k - 1 - j) * k * a / (a + j * a + (k - 1 - j)) for j in range(k)
-    )
+    expected = sum(comb(k - 1, j) * q**j * (1 - q) ** (k - 1 - j) * k * a / (a + j * a + (k - 1 - j)) for j in range(k))
     got = weights(np.array([[reward, 0.0]]), np.log([q, 1 - q]), float(k))[0, 0]
     np.testing.assert_allclose(got, expected, rtol=1e-13)
 

@@ -31,7 +31,12 @@ def test_grid_index_is_the_inverse_of_points(rng):
 @pytest.mark.parametrize("d", [1, 3])
 def test_rewards_against_numpy(rng, d):
     m, x = 3, rng.normal(size=(20, d))
-    centers, gamma, height, width = rng.normal(size=(m, d)), rng.uniform(0.1, 2, m), rng.normal(size=m), rng.uniform(0.5, 2, m)
+    centers, gamma, height, width = (
+        rng.normal(size=(m, d)),
+        rng.uniform(0.1, 2, m),
+        rng.normal(size=m),
+        rng.uniform(0.5, 2, m),
+    )
     squared = ((x[:, None] - centers) ** 2).sum(-1)
     points = jnp.asarray(x)
     np.testing.assert_allclose(pj.rewards.quadratic(centers, gamma)(points), -gamma * squared, rtol=1e-12)

@@ -20,7 +20,9 @@ def test_notebook_runs(path, monkeypatch):
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
     assert not any(o.output_type == "error" for o in outputs)
     drawn = sum("image/png" in o.get("data", {}) for o in outputs)
-    assert drawn == sum("subplots" in cell.source for cell in notebook.cells if cell.cell_type == "code" and "fig, ax" in cell.source)
+    assert drawn == sum(
+        "subplots" in cell.source for cell in notebook.cells if cell.cell_type == "code" and "fig, ax" in cell.source
+    )
 
 
 def test_there_is_a_notebook():

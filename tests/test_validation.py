@@ -28,15 +28,27 @@ def sweep(**kwargs):
 CASES = {
     "phi negative": (lambda: process(phi=[-0.1, 1.1]), r"phi must not be negative, got \[-0.1, +1.1\]"),
     "phi sum": (lambda: process(phi=[0.3, 0.3]), r"phi must sum to 1, got \[0.3, 0.3\], which sums to 0.6"),
-    "phi wrong m": (lambda: process(phi=[0.2, 0.3, 0.5]), r"phi must hold one weight for each of the 2 preferences.*\(3,\)"),
+    "phi wrong m": (
+        lambda: process(phi=[0.2, 0.3, 0.5]),
+        r"phi must hold one weight for each of the 2 preferences.*\(3,\)",
+    ),
     "phi NaN": (lambda: process(phi=[np.nan, 1.0]), r"phi must be finite, got nan at index \(0,\)"),
     "phi text": (lambda: process(phi=["a", "b"]), r"phi must be an array of real numbers"),
-    "rewards NaN": (lambda: pj.Landscape(rewards=[[0.0, np.nan]]), r"rewards must be finite, got nan at index \(0, 1\)"),
+    "rewards NaN": (
+        lambda: pj.Landscape(rewards=[[0.0, np.nan]]),
+        r"rewards must be finite, got nan at index \(0, 1\)",
+    ),
     "rewards inf": (lambda: pj.Landscape(rewards=[[np.inf, 0.0]]), r"rewards must be finite, got inf"),
     "rewards flat": (lambda: pj.Landscape(rewards=[1.0, 2.0]), r"rewards must be a table.*\(2,\)"),
-    "rewards ragged": (lambda: pj.Landscape(rewards=[[1.0], [1.0, 2.0]]), r"rewards must be an array.*different lengths"),
+    "rewards ragged": (
+        lambda: pj.Landscape(rewards=[[1.0], [1.0, 2.0]]),
+        r"rewards must be an array.*different lengths",
+    ),
     "rewards empty": (lambda: pj.Landscape(rewards=np.zeros((2, 0))), r"rewards must be a table.*\(2, 0\)"),
-    "measure length": (lambda: pj.Landscape(rewards=REWARDS, log_measure=[0.0]), r"log_measure must have one.*3 atoms.*\(1,\)"),
+    "measure length": (
+        lambda: pj.Landscape(rewards=REWARDS, log_measure=[0.0]),
+        r"log_measure must have one.*3 atoms.*\(1,\)",
+    ),
     "measure zero": (lambda: pj.Landscape(rewards=REWARDS, log_measure=[-np.inf] * 3), r"log_measure holds no mass"),
     "points": (lambda: pj.Landscape(rewards=REWARDS, points=[[0.0]]), r"points must have shape \[n, d\] with n = 3"),
     "temperature zero": (lambda: process(temperature=0.0), r"temperature must be positive, got 0"),
@@ -79,7 +91,10 @@ CASES = {
         r"rewards must be finite",
     ),
     "gamma": (lambda: pj.rewards.quadratic([0.0], gamma=-1.0), r"gamma must not be negative, got -1"),
-    "gamma count": (lambda: pj.rewards.quadratic([0.0], gamma=[1.0, 2.0]), r"gamma must be a number or one for each of the 1"),
+    "gamma count": (
+        lambda: pj.rewards.quadratic([0.0], gamma=[1.0, 2.0]),
+        r"gamma must be a number or one for each of the 1",
+    ),
     "width": (lambda: pj.rewards.bump([0.0], 1.0, 0.0), r"width must be positive, got 0"),
     "radius": (lambda: pj.rewards.plateau([0.0], radius=-1.0), r"radius must be positive, got -1"),
     "centers": (lambda: pj.rewards.bump(np.zeros((2, 2, 2)), 1.0, 1.0), r"centers must have shape.*\(2, 2, 2\)"),
@@ -91,19 +106,31 @@ CASES = {
         lambda: pj.rewards.table(pj.Grid.uniform(0.0, 1.0, 2), [[1.0, 2.0]], method="cubic"),
         r"method must be 'nearest' or 'linear', got 'cubic'",
     ),
-    "num_steps": (lambda: pj.run(process(), process().init(), 0), r"num_steps must be a whole number of at least 1, got 0"),
+    "num_steps": (
+        lambda: pj.run(process(), process().init(), 0),
+        r"num_steps must be a whole number of at least 1, got 0",
+    ),
     "num_steps float": (lambda: pj.run(process(), process().init(), 2.5), r"num_steps must be a whole number.*2.5"),
-    "every": (lambda: pj.run(process(), process().init(), 10, every=3), r"every must divide num_steps, got every=3 and num_steps=10"),
+    "every": (
+        lambda: pj.run(process(), process().init(), 10, every=3),
+        r"every must divide num_steps, got every=3 and num_steps=10",
+    ),
     "save": (lambda: pj.run(process(), process().init(), 10, save="all"), r"save must be 'summary'.*got 'all'"),
     "sweep no axis": (lambda: pj.sweep(lambda: process(), num_steps=2), r"sweep needs at least one axis"),
     "sweep axis NaN": (lambda: sweep(phi=[0.1, np.nan]), r"phi must not hold NaN"),
     "sweep axis shape": (lambda: sweep(phi=0.5), r"phi must be a flat sequence"),
     "sweep axis empty": (lambda: sweep(phi=[]), r"phi must be a flat sequence of at least one"),
-    "sweep axis name": (lambda: pj.sweep(lambda step: process(), step=[1.0], num_steps=2), r"'step' cannot be the name of an axis"),
+    "sweep axis name": (
+        lambda: pj.sweep(lambda step: process(), step=[1.0], num_steps=2),
+        r"'step' cannot be the name of an axis",
+    ),
     "sweep bad value": (lambda: sweep(phi=[0.1, 1.5, 0.5]), r"phi must not be negative.*in the configuration phi=1.5"),
     "sweep make": (lambda: pj.sweep(lambda phi: 3, phi=[0.1], num_steps=2), r"make must return a Process.*int"),
     "sweep batch": (lambda: sweep(batch_size=0), r"batch_size must be a whole number of at least 1, got 0"),
-    "experiment": (lambda: __import__("plural_jax.experiments", fromlist=["x"]).get("e99"), r"unknown experiment 'e99'"),
+    "experiment": (
+        lambda: __import__("plural_jax.experiments", fromlist=["x"]).get("e99"),
+        r"unknown experiment 'e99'",
+    ),
 }
 
 

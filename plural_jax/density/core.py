@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 
 from plural_jax import _validate
+from plural_jax._typing import ArrayLike
 from plural_jax.landscape import Landscape, check_log_mass, normalize
 from plural_jax.process import Process
 
@@ -162,7 +162,9 @@ def _init(problem: Problem, multiplier: Any, log_p: ArrayLike | None = None) -> 
     return DensityState(log_p, multiplier(problem, log_p))
 
 
-def _step(problem: Problem, multiplier: Any, key: Array | None, state: DensityState) -> tuple[DensityState, DensityInfo]:
+def _step(
+    problem: Problem, multiplier: Any, key: Array | None, state: DensityState
+) -> tuple[DensityState, DensityInfo]:
     del key  # the exact dynamics draw nothing
     # W integrates to one by construction; normalizing keeps rounding from drifting over many rounds.
     log_p = normalize(state.log_p + state.log_w)
@@ -171,12 +173,12 @@ def _step(problem: Problem, multiplier: Any, key: Array | None, state: DensitySt
 
 
 def log_normalizers(problem: Problem, log_p: Array) -> Array:
-    """log E_p[exp((r_i - r_i*) / tau)], [m]: the normalizers of Eq. 5 with the best reward taken out."""
+    """Log E_p[exp((r_i - r_i*) / tau)], [m]: the normalizers of Eq. 5 with the best reward taken out."""
     return jax.nn.logsumexp(log_p + problem.log_tilt, axis=1)
 
 
 def mix_log(phi: Array, log_h: Array) -> Array:
-    """log sum_i phi_i exp(log_h_i(x)) with weights that may be zero; log_h [m, n] -> [n].
+    """Log sum_i phi_i exp(log_h_i(x)) with weights that may be zero; log_h [m, n] -> [n].
 
     The shift looks only at preferences that are in use, so that one with phi_i = 0 cannot push the others out of range;
     its own term is capped, so that 0 times it is 0 and not NaN.

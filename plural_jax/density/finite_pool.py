@@ -33,9 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 
 from plural_jax import _validate
+from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, density_process, dot, mix_log, problem
 from plural_jax.density.large_pool import large_pool, large_pool_log_multiplier
 from plural_jax.landscape import Landscape
@@ -134,14 +134,14 @@ def finite_pool(
 
 
 def finite_pool_log_multiplier(nodes: Nodes, problem: Problem, log_p: Array) -> Array:
-    """log sum_i phi_i H_K^i(x; p), [n]: the kernel, with every number an argument."""
+    """Log sum_i phi_i H_K^i(x; p), [n]: the kernel, with every number an argument."""
     log_h = log_bradley_terry(nodes, log_p)
     large = large_pool_log_multiplier(problem, log_p)
     return jnp.where(jnp.isinf(nodes.pool_size), large, mix_log(problem.phi, log_h))
 
 
 def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
-    """log H_K^i(x; p) for every preference and atom, [m, n] (Def. 1)."""
+    """Log H_K^i(x; p) for every preference and atom, [m, n] (Def. 1)."""
     p = jnp.exp(log_p)
     # An infinite pool takes the other branch of the caller; here it only has to stay finite.
     k = jnp.where(jnp.isinf(nodes.pool_size), 2.0, nodes.pool_size)
@@ -193,7 +193,7 @@ def _chunks_needed(log_a: Array, k: Array) -> Array:
 
 
 def _node_positions(k: Array, index: Array) -> Array:
-    """log s of the nodes with these numbers; the first lies where s K A is negligible for the best atom."""
+    """Log s of the nodes with these numbers; the first lies where s K A is negligible for the best atom."""
     h, _, tail, _ = _rule(k.dtype)
     return index.astype(k.dtype) * h - (tail + jnp.log(k))
 
@@ -214,7 +214,7 @@ def _table(log_a: Array, k: Array, num_chunks: int) -> Array:
 
 
 def _log_node_weights(product: Array, y: Array, first: Array, k: Array) -> Array:
-    """log g_j = log(h K s_j) + (K - 1) log L(s_j), from the table's product with p; [j]."""
+    """Log g_j = log(h K s_j) + (K - 1) log L(s_j), from the table's product with p; [j]."""
     h, first_weight, _, _ = _rule(k.dtype)
     small = y <= 0
     one = jnp.ones((), k.dtype)
@@ -228,7 +228,7 @@ def _log_node_weights(product: Array, y: Array, first: Array, k: Array) -> Array
 
 
 def _chunk_log_sum(values: Array, log_g: Array, y: Array) -> Array:
-    """log sum_j g_j exp(-s_j A(x)) over the nodes of one chunk; values [64, n], log_g and y [64] -> [n]."""
+    """Log sum_j g_j exp(-s_j A(x)) over the nodes of one chunk; values [64, n], log_g and y [64] -> [n]."""
     shift = jax.lax.stop_gradient(jnp.maximum(jnp.max(log_g), _LOG_ZERO))
     g = jnp.exp(log_g - shift)
     small = y <= 0
@@ -248,7 +248,7 @@ def _far_chunk(log_a: Array, p: Array, k: Array, chunk: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _far_log_sum(log_a: Array, p: Array, k: Array, first_chunk: int, count: Array) -> Array:
-    """log of the sum over `count` chunks beyond the table, [n].
+    """Log of the sum over `count` chunks beyond the table, [n].
 
     The number of rounds is data, which JAX cannot differentiate in reverse; the loop below goes backwards by itself.
     """

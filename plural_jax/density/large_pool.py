@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jax import Array
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 
+from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, density_process, log_normalizers, mix_log, problem
 from plural_jax.density.linear_blocks import rounds
 from plural_jax.landscape import Landscape
@@ -46,6 +46,6 @@ def large_pool(landscape: Landscape, phi: ArrayLike, *, temperature: ArrayLike =
 
 
 def large_pool_log_multiplier(problem: Problem, log_p: Array) -> Array:
-    """log W(x) of Eq. 5, [n], for log-masses [n]: the kernel, with every number an argument."""
+    """Log W(x) of Eq. 5, [n], for log-masses [n]: the kernel, with every number an argument."""
     log_h = problem.log_tilt - log_normalizers(problem, log_p)[:, None]
     return mix_log(problem.phi, log_h)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
 from jax import Array
-from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 
 from plural_jax import Grid, Landscape, Process, density, figures, rewards, sweep
+from plural_jax._typing import ArrayLike
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import Experiment, config_of, study, titled
 from plural_jax.process import Meter
@@ -152,7 +153,7 @@ def _table3(ds: xr.Dataset) -> pd.DataFrame:
         lower, upper = _bounds(ds, phis, d)
         for i, phi in enumerate(phis):
             point = {"phi": phi, "distance": d}
-            row = {
+            row: dict[str, Any] = {
                 "phi": phi,
                 "D": d,
                 "lower bound": round(float(lower[i]), 3),
@@ -283,5 +284,10 @@ def _figure14(ds: xr.Dataset) -> Figure:
 
 
 EXPERIMENT = Experiment(
-    "c9", "basin mass, outside decay and Nash distance: Tables 3, 4, 5 and Figures 12, 13, 14", Config, run, tables, plot
+    "c9",
+    "basin mass, outside decay and Nash distance: Tables 3, 4, 5 and Figures 12, 13, 14",
+    Config,
+    run,
+    tables,
+    plot,
 )

@@ -104,7 +104,9 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
     rounds = int(ds.step[-1])
     return {
         "weight": titled(_wide(weight), f"Weight of basin 1, a/(a+b), after {rounds} rounds; columns are phi."),
-        "outside": titled(_wide(last.outside_mass), f"Mass outside both basins after {rounds} rounds; columns are phi."),
+        "outside": titled(
+            _wide(last.outside_mass), f"Mass outside both basins after {rounds} rounds; columns are phi."
+        ),
         "entropy": titled(_wide(last.entropy), f"Entropy (nats) after {rounds} rounds; columns are phi."),
     }
 

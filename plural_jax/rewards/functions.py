@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from plural_jax import _validate
 from plural_jax._pytree import pytree_dataclass, static_field
+from plural_jax._typing import ArrayLike
 from plural_jax.grid import Grid
 from plural_jax.landscape import as_float
 
@@ -167,7 +167,9 @@ class Table:
 
     def __call__(self, x: Array) -> Array:
         if x.shape[-1] != self.grid.num_dims:
-            raise ValueError(f"the table's grid has {self.grid.num_dims} dimension(s) but the points have {x.shape[-1]}.")
+            raise ValueError(
+                f"the table's grid has {self.grid.num_dims} dimension(s) but the points have {x.shape[-1]}."
+            )
         if self.method == "nearest":
             return self.values.T[self.grid.index_of(x)].astype(x.dtype)
         coordinates = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from plural_jax import _validate
+from plural_jax._typing import ArrayLike
 from plural_jax.landscape import Landscape, as_float
 
 
