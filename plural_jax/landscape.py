@@ -159,6 +159,7 @@ def as_float(value: ArrayLike) -> Array:
     return array
 
 
+@jax.jit
 def normalize(log_mass: Array) -> Array:
     """Shift log-masses so that they sum to one in probability; `-inf` stays `-inf`."""
     return log_mass - jax.nn.logsumexp(log_mass)

@@ -248,24 +248,29 @@ def _dependent_sizes(make: Callable[..., Any], point: dict[str, Any]) -> tuple[d
         return jax.tree.leaves(process), jax.tree.leaves(state)
 
     closed, (process, state) = jax.make_jaxpr(parts, return_shape=True)(point)
-    depends: dict[Any, frozenset[int]] = {v: frozenset([i]) for i, v in enumerate(closed.jaxpr.invars)}
-    nothing: frozenset[int] = frozenset()
-
-    def of(v: Any) -> frozenset[int]:
-        return nothing if hasattr(v, "val") else depends.get(v, nothing)
-
-    for eqn in closed.jaxpr.eqns:
-        joined = nothing.union(*(of(v) for v in eqn.invars))
-        depends.update({v: joined for v in eqn.outvars})
     names = sorted(point)  # the order in which JAX flattens a dict
-    sizes = {
-        name: max(
-            (math.prod(leaf.shape) for leaf, v in zip(process, closed.jaxpr.outvars, strict=False) if i in of(v)),
-            default=0,
-        )
-        for i, name in enumerate(names)
-    }
+    depends = _dependencies(closed.jaxpr, [frozenset([name]) for name in names])
+    sizes = dict.fromkeys(names, 0)
+    for leaf, axes in zip(process, depends, strict=False):  # the leaves of the process come first
+        for name in axes:
+            sizes[name] = max(sizes[name], math.prod(leaf.shape))
     return sizes, max(math.prod(leaf.shape) for leaf in state)
+
+
+def _dependencies(jaxpr: Any, inputs: list[frozenset[str]]) -> list[frozenset[str]]:
+    """Which axes each output of a program depends on, given those of its inputs."""
+    nothing: frozenset[str] = frozenset()
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def of(v: Any) -> frozenset[str]:
+        return nothing if hasattr(v, "val") else known.get(v, nothing)  # a literal has a value
+
+    for eqn in jaxpr.eqns:
+        given = [of(v) for v in eqn.invars]
+        inner = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
+        outputs = [nothing.union(*given)] * len(eqn.outvars)
+        known.update(zip(eqn.outvars, outputs if inner is None else _dependencies(inner.jaxpr, given), strict=True))
+    return [of(v) for v in jaxpr.outvars]
 
 
 def _compile_batch(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plural_jax as pj
-from plural_jax.density.finite_pool import log_bradley_terry
+from plural_jax.density.quadrature import log_bradley_terry
 from tests import oracles
 
 M, N = 2, 9

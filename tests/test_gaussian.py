@@ -13,7 +13,7 @@ import scipy.integrate
 import scipy.stats
 
 import plural_jax as pj
-from plural_jax.density.gaussian import GaussianInfo, component_counts, gaussian, mixture_log_density, sample
+from plural_jax.density.closed_form import GaussianInfo, component_counts, gaussian, mixture_log_density, sample
 
 
 class Numbers(NamedTuple):

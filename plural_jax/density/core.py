@@ -111,17 +111,21 @@ def problem(landscape: Landscape, phi: ArrayLike, temperature: ArrayLike, eps: A
         if np.ndim(value) != 0:
             raise ValueError(f"{name} must be a single number, got shape {np.shape(value)}.")
     dtype = landscape.dtype
-    rewards = landscape.rewards
-    assert landscape.log_measure is not None
-    inside = landscape.log_measure > -jnp.inf
+    return _problem(landscape, *(jnp.asarray(x, dtype) for x in (phi, temperature, eps)))
+
+
+@jax.jit  # one compilation for all of it, where single operations would each have their own
+def _problem(landscape: Landscape, phi: Array, temperature: Array, eps: Array) -> Problem:
+    rewards, log_measure = landscape.rewards, landscape.log_measure
+    assert log_measure is not None
     basins = landscape.basins(eps)
     return Problem(
         rewards=rewards,
-        best=jnp.max(jnp.where(inside, rewards, -jnp.inf), axis=1, keepdims=True),
-        phi=jnp.asarray(phi, dtype),
-        temperature=jnp.asarray(temperature, dtype),
-        basins=basins.astype(dtype),
-        outside=(~basins.any(axis=0)).astype(dtype),
+        best=jnp.max(jnp.where(log_measure > -jnp.inf, rewards, -jnp.inf), axis=1, keepdims=True),
+        phi=phi,
+        temperature=temperature,
+        basins=basins.astype(rewards.dtype),
+        outside=(~basins.any(axis=0)).astype(rewards.dtype),
         log_uniform=landscape.uniform(),
     )
 
@@ -158,7 +162,12 @@ def _init(problem: Problem, multiplier: Any, log_p: ArrayLike | None = None) -> 
                 f"log_p gives no initial mass to the basin of preference {i} (its {int(basins[i].sum())} best atoms), so "
                 "no round can ever reach it."
             )
-    log_p = normalize(jnp.asarray(log_p, problem.rewards.dtype))
+    return _first_state(problem, multiplier, jnp.asarray(log_p, problem.rewards.dtype))
+
+
+@jax.jit
+def _first_state(problem: Problem, multiplier: Any, log_p: Array) -> DensityState:
+    log_p = normalize(log_p)
     return DensityState(log_p, multiplier(problem, log_p))
 
 

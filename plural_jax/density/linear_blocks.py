@@ -1,24 +1,37 @@
 """Many large-K rounds at the speed of plain multiplications, with the range of log space.
 
-A round in log space costs an exponential and a logarithm per cell; in linear space it costs one product and sums with the
-constant tilts `e_i = exp((r_i - r_i*) / tau)`:
+A round in log space costs exponentials and a logarithm per cell; in linear space it is one product and m sums with
+constant tilts `e_i = exp((r_i - r_i*) / tau) <= 1`:
 
-    z_i = sum_x p(x) e_i(x),    p(x) <- p(x) sum_i (phi_i / z_i) e_i(x).
+    z_i = sum_x p(x) e_i(x),    p(x) <- p(x) W(x),    W(x) = sum_i u_i e_i(x),    u_i = phi_i / z_i.
 
-Linear masses underflow, so each is kept as `p = q 2^E` with a float q and an integer E. Rounds come in short blocks: within a
-block E is fixed and only q is multiplied; at its end the exponent of q moves into E by integer operations, so no cell is ever
-lost and no transcendental function is called. The sums use `e_i 2^E`, computed once a block; a mass below the smallest normal
-number drops out of the sums, where it could not matter, but not out of q and E.
+Layout: masses are `[G, n, C]`: G landscapes, n cells, C configurations of each landscape that differ in phi or in
+their start. A `vmap` becomes one of the axes G and C (`_vmap_rule`), so that the sums of all configurations are matrix
+products `e [m, n] @ p [n, C]`, and every decision below is one for the whole batch.
 
-A block is accepted only if every z_i stayed far above underflow, every W below 4096 and every q within range. Otherwise (wild
-first rounds, rewards of 1e4) the same rounds are taken again in log space by the reference step. No derivative sees an infinity:
-W is held below its bound through the m numbers phi_i / z_i alone.
+Range: linear masses underflow, so each is kept as `p = q 2^(E - scale)` with a float q and an integer E <= 0, and E is
+zero wherever p is a normal number. The other cells are *deep*: their true mass is below 2^-depth (depth is 126 in
+float32), they matter in no sum, but they may grow back later. Writing q in place of p gives a deep cell a false mass of
+at most 2^(1 - depth), as far below the sums as the true one, and leaves q so far above underflow that several rounds
+only need `q <- q W`. These rounds form a *block*; at its end `fold` moves the binary exponent of q into E by integer
+operations.
 
-Per cell and round this reads m tilts twice and q twice and writes q once: 2m + 1 fused multiply-adds and one product.
+What bounds a block, for any landscape and start:
+
+  * z_i <= 1, so no cell loses more than the factor `w_low = min_x sum_i phi_i e_i(x)` in a round: a block of
+    `scale / log2(1 / w_low)` rounds loses no cell.
+  * W <= 1 / min_i z_i, so after some rounds the false mass is at most `n 2^(1 - depth) prod_t 1 / min_i z_i`: a block
+    goes on while that is below rounding in every z_i.
+
+Where not even one round fits (wild first rounds of a far start, rewards of 1e4), one round is taken in log space.
+
+Per cell and round this reads q twice and writes it once; 2m fused multiply-adds and one product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,184 +40,233 @@ import numpy as np
 from jax import Array
 
 from plural_jax.density.core import DensityInfo, DensityState, Problem, _step, dot, summarize
+from plural_jax.density.linear_blocks_masses import (
+    CELL_SLICES,
+    Format,
+    Masses,
+    mix,
+    observer,
+    pack,
+    per_configuration,
+    unpack,
+)
 from plural_jax.landscape import normalize
 
-_LOG2 = float(np.log(2.0))
-#: Largest multiplier that a linear block accepts: ten rounds of it still fit the exponent range of float32.
-_MAX_W = 4096.0
-#: Rounds per block are such that a cell may lose this many e-folds in each round without leaving the range.
-_EFOLDS_PER_ROUND = 8.5
-
-
-class _Scaled(NamedTuple):
-    """Masses q 2^exponent, [n] each; q in [1, 2) at the start of a block, 0 where there is no mass."""
-
-    q: Array
-    exponent: Array
+#: On a CPU a matrix product with fewer columns than this is slower than with this many (jaxlib 0.10: a round takes
+#: 0.1 ns per entry with 32 columns, 0.5 to 1 with 3 to 31), so that it pays to fill up with copies.
+_CPU_COLUMNS = 32
 
 
 def rounds(
     problem: Problem, multiplier: Any, key: Array | None, state: DensityState, num_steps: int, every: int
 ) -> tuple[DensityState, DensityInfo]:
     """`num_steps` large-K rounds and the infos of every `every`-th; equal to repeated steps up to rounding."""
-    del key
-    limits = jnp.finfo(state.log_p.dtype)
-    longest = int(min(50, -np.log(float(limits.tiny)) / _EFOLDS_PER_ROUND))
-    tilt = jnp.exp(problem.log_tilt)
+    del key  # the exact dynamics draw nothing
+    return _rounds(num_steps, every, problem, multiplier, state)
 
-    def blocks(scaled: _Scaled, total: int, length: int, every: int | None) -> tuple[_Scaled, Any]:
-        """`total` rounds in blocks of `length`, with the infos of every `every`-th round (None: no infos)."""
-        count, rest = divmod(total, length)
-        infos = []
-        if count:
-            scaled, info = jax.lax.scan(
-                lambda s, _: _block(problem, multiplier, tilt, s, length, every), scaled, length=count
-            )
-            infos.append(jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), info))
-        if rest:
-            scaled, info = _block(problem, multiplier, tilt, scaled, rest, every)
-            infos.append(info)
-        return scaled, jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos)
 
-    def finish(scaled: _Scaled) -> DensityState:
-        log_p = normalize(_to_log(scaled))
-        return DensityState(log_p, multiplier(problem, log_p))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _rounds(
+    num_steps: int, every: int, problem: Problem, multiplier: Any, state: DensityState
+) -> tuple[DensityState, DensityInfo]:
+    shared = problem._replace(phi=None, log_uniform=None)  # type: ignore[arg-type]  # no part of a landscape
+    landscape = jax.tree.map(lambda x: x[None], (shared, multiplier))
+    log_p, infos = _batchable(num_steps, every)(landscape, problem.phi[None, :, None], state.log_p[None, :, None])
+    log_p = log_p[0, :, 0]
+    return DensityState(log_p, multiplier(problem, log_p)), jax.tree.map(lambda x: x[0, ..., 0], infos)
 
-    if every <= longest:
-        scaled, infos = blocks(_from_log(state.log_p), num_steps, every * (longest // every), every)
-        return finish(scaled), infos
+
+@_rounds.defjvp
+def _derivative(num_steps: int, every: int, primals: Any, tangents: Any) -> Any:
+    """Derivatives, forward and reverse, are those of the repeated step: they never look into a block."""
+    return jax.jvp(partial(_one_after_another, num_steps, every), primals, tangents)
+
+
+def _one_after_another(
+    num_steps: int, every: int, problem: Problem, multiplier: Any, state: DensityState
+) -> tuple[DensityState, DensityInfo]:
+    @jax.checkpoint  # keeps only the state of each round for the way back
+    def one(state: DensityState, _: None) -> tuple[DensityState, None]:
+        return _step(problem, multiplier, None, state)[0], None
 
     def one_save(state: DensityState, _: None) -> tuple[DensityState, DensityInfo]:
-        scaled, _ = blocks(_from_log(state.log_p), every, longest, None)
-        state = finish(scaled)
+        state, _ = jax.lax.scan(one, state, length=every)
         return state, summarize(problem, state)
 
     return jax.lax.scan(one_save, state, length=num_steps // every)
 
 
-def _block(
-    problem: Problem, multiplier: Any, tilt: Array, start: _Scaled, length: int, every: int | None
-) -> tuple[_Scaled, Any]:
-    """`length` rounds in linear space, or in log space where linear space would lose digits."""
-    dtype = tilt.dtype
-    limits = jnp.finfo(dtype)
-    floor, ceiling = float(limits.tiny) * 8, 1.0 / (float(limits.tiny) * 8)
-    z_floor = float(limits.tiny) ** 0.65
-    scale = _power_of_two(start.exponent, dtype)
-    scaled_tilt = tilt * scale
-    observe = None if every is None else _observer(problem, tilt, start, scale)
-
-    def one_round(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
-        q, z, ok = carry
-        u = problem.phi / jnp.maximum(z, z_floor)
-        bound = jnp.sum(u)
-        u = u * jnp.minimum(1.0, _MAX_W / bound)
-        q = q * jnp.sum(u[:, None] * tilt, axis=0)
-        z = dot(scaled_tilt, q)
-        return (q, z, ok & (bound <= _MAX_W) & jnp.all(z > z_floor)), None
-
-    def some_rounds(carry: Any, _: None) -> tuple[Any, Any]:
-        assert every is not None and observe is not None
-        carry, _ = jax.lax.scan(one_round, carry, length=every)
-        return carry, observe(carry[0], carry[1])
-
-    z = dot(scaled_tilt, start.q)
-    carry = (start.q, z, jnp.all(z > z_floor))
-    if every is None:
-        (q, _, ok), infos = jax.lax.scan(one_round, carry, length=length)
-    else:
-        (q, _, ok), infos = jax.lax.scan(some_rounds, carry, length=length // every)
-    live = start.q > 0
-    ok = ok & jnp.all(((q > floor) & (q < ceiling)) | ~live)
-
-    def in_log_space() -> tuple[_Scaled, Any]:
-        log_p = normalize(_to_log(start))
-        state = DensityState(log_p, multiplier(problem, log_p))
-
-        def one(state: DensityState, _: None) -> tuple[DensityState, Any]:
-            state, info = _step(problem, multiplier, None, state)
-            return state, (None if every is None else info)
-
-        state, infos = jax.lax.scan(one, state, length=length)
-        return _from_log(state.log_p), (None if every is None else jax.tree.map(lambda x: x[every - 1 :: every], infos))
-
-    return jax.lax.cond(ok, lambda: (_refold(q, start.exponent), infos), in_log_space)
+# --- vmap -------------------------------------------------------------------------------------------------------------
 
 
-def _observer(problem: Problem, tilt: Array, start: _Scaled, scale: Array) -> Any:
-    """A function of (q, z) that returns the `DensityInfo` of masses q 2^E within one block.
+def _batchable(num_steps: int, every: int) -> Any:
+    """`_run` as a function of (landscape, phi, log_p) that knows what to do under `vmap`."""
+    run = jax.custom_batching.custom_vmap(partial(_run, num_steps, every))
+    run.def_vmap(partial(_vmap_rule, run))
+    return run
 
-    All sums over cells are one product with a table of rows. Moments are taken about the block's first mean, which
-    keeps the digits of a variance that is small beside the squared mean.
+
+def _vmap_rule(run: Any, size: int, batched: Any, landscape: Any, phi: Array, log_p: Array) -> Any:
+    """A batch axis joins the landscapes G if it changes them, and otherwise their configurations C."""
+    landscape_batched, phi_batched, log_p_batched = batched
+    by_landscape = any(jax.tree.leaves(landscape_batched))
+
+    def join(x: Array, is_batched: bool, axis: int) -> Array:
+        """The leading axis of length `size` becomes part of another one; what is shared is repeated."""
+        x = jnp.moveaxis(x if is_batched else jnp.broadcast_to(x, (size, *x.shape)), 0, axis)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    def part(x: Array, axis: int) -> Array:
+        """The reverse."""
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
+
+    if by_landscape:
+        landscape = jax.tree.map(lambda x, b: join(x, b, 0), landscape, landscape_batched)
+        log_p = join(log_p, log_p_batched, 0)
+    elif log_p_batched or log_p.shape[-1] > 1:  # one column is a start that all configurations share
+        log_p = join(jnp.broadcast_to(log_p, (*log_p.shape[:-1], phi.shape[-1])), log_p_batched, 2)
+    out = run(landscape, join(phi, phi_batched, 0 if by_landscape else 2), log_p)
+    return jax.tree.map(lambda x: part(x, 0 if by_landscape else x.ndim - 1), out), jax.tree.map(lambda _: True, out)
+
+
+# --- the rounds of C configurations on each of G landscapes -----------------------------------------------------------
+
+
+class _Loop(NamedTuple):
+    """What the loop over rounds carries.
+
+    Attributes:
+        masses: the density.
+        z: normalizers of this density, [G, m, C].
+        z_min: the smallest of them, [].
+        growth: bound on what the block's rounds so far multiplied a mass by, [].
+        age: rounds since the last fold, [].
+        t: rounds done, [].
+        infos: what was saved so far, [num_steps / every, G, rows, C], as `pack` returns it.
     """
-    dtype = tilt.dtype
-    m = tilt.shape[0]
-    live = start.q > 0
-    shifted = problem.rewards - problem.best
-    center = dot(shifted, start.q * scale)
-    deviation = shifted - center[:, None]
-    table = jnp.concatenate([deviation, deviation * deviation, problem.basins, problem.outside[None]])
-    log_scale = start.exponent.astype(dtype) * _LOG2
-    offset = problem.best[:, 0] / problem.temperature
-    # W is at least phi_i e_i / z_i > 0, so a zero marks cells that do not take part in a maximum.
-    outside_mask = problem.outside * live.astype(dtype)
 
-    def observe(q: Array, z: Array) -> DensityInfo:
-        p = q * scale
-        sums = dot(table, p)
-        first, second, basin, outside_mass = sums[:m], sums[m : 2 * m], sums[2 * m : 3 * m], sums[3 * m]
-        u = problem.phi / z
-        w = jnp.sum(u[:, None] * tilt, axis=0)
-        log_z = jnp.log(z) + offset
-        log_q = jnp.log(jnp.where(live, jnp.maximum(q, jnp.finfo(dtype).tiny), jnp.ones((), dtype)))
-        return DensityInfo(
-            reward_mean=problem.best[:, 0] + center + first,
-            reward_variance=second - first * first,
-            log_z=log_z,
-            entropy=-jnp.sum(p * (log_scale + log_q)),
-            basin_mass=basin,
-            outside_mass=outside_mass,
-            log_sup_w_outside=jnp.log(jnp.max(w * outside_mask)),
-            objective=jnp.sum(problem.phi * log_z),
-            log_max_w=jnp.log(jnp.max(jnp.where(live, w, jnp.zeros((), dtype)))),
+    masses: Masses
+    z: Array
+    z_min: Array
+    growth: Array
+    age: Array
+    t: Array
+    infos: Array
+
+
+def _run(
+    num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
+) -> tuple[Array, DensityInfo]:
+    """`num_steps` rounds of G landscapes with C configurations each.
+
+    Args:
+        num_steps: as for `rounds`.
+        every: as for `rounds`.
+        landscape: a problem without phi and a multiplier; every leaf has a leading axis G.
+        phi: [G, m, C].
+        log_p: [G, n, C], or [G, n, 1] where all configurations share a start.
+
+    Returns:
+        Log-masses [G, n, C], and infos with leading axes G and saves and C as the last one.
+    """
+    n, columns = log_p.shape[1], phi.shape[2]
+    problem, multiplier = landscape
+    problem, phi, log_p = _fill_up(problem, phi, log_p)
+    form = Format.of(log_p.dtype)
+    live = log_p > -jnp.inf
+    problem, tilt = _tilts(problem, live.any(axis=2))
+    w_low = jnp.min(jnp.where(live, mix(phi, tilt), 1.0))
+    longest = ((form.scale - 1) / -jnp.log2(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
+    observe = observer(form, problem, multiplier, tilt, phi, live)
+    coarse = float(np.ldexp(16.0, form.mantissa + 1))  # what is smaller by this factor does not change a sum
+
+    def trusted(growth: Array, z_min: Array) -> Array:
+        """Whether sums are right although masses may be false by `growth` 2^(1 - depth), and tilts have underflowed."""
+        false_mass = growth * (log_p.shape[1] * 2.0 ** (1 - form.depth))
+        return (false_mass * coarse <= z_min) & (2.0**-form.depth * coarse <= w_low * z_min)
+
+    def may_go_on(c: _Loop) -> Array:
+        return (c.t < num_steps) & (c.age < longest) & trusted(c.growth / c.z_min, c.z_min)
+
+    def measure(q: Array) -> tuple[Array, Array]:
+        z = dot(tilt, q) * 2.0**-form.scale
+        return z, jnp.min(z)
+
+    def observed(c: _Loop) -> Array:
+        return pack(observe(c.masses, c.z, trusted(c.growth, c.z_min)))
+
+    def record(c: _Loop) -> _Loop:
+        if every == num_steps:
+            return c
+        # Between two saves this writes zeros, and the save overwrites them.
+        new = observed(c) if every == 1 else _if(c.t % every == 0, observed, c)
+        return c._replace(infos=jax.lax.dynamic_update_index_in_dim(c.infos, new, (c.t - 1) // every, 0))
+
+    def linear_round(c: _Loop) -> _Loop:
+        q = c.masses.q * mix(phi / c.z, tilt)
+        return record(
+            _Loop(Masses(q, c.masses.exponent), *measure(q), c.growth / c.z_min, c.age + 1, c.t + 1, c.infos)
         )
 
-    return observe
+    def log_round(c: _Loop) -> _Loop:
+        log_p = per_configuration(lambda problem, multiplier, log_p: normalize(log_p + multiplier(problem, log_p)))(
+            problem, multiplier, phi, form.to_log(c.masses)
+        )
+        masses = form.from_log(log_p)
+        return record(_Loop(masses, *measure(masses.q), one, c.age + 1, c.t + 1, c.infos))
+
+    def block(c: _Loop) -> _Loop:
+        masses = form.fold(c.masses)
+        start = _Loop(masses, *measure(masses.q), one, none, c.t, c.infos)
+        c = jax.lax.while_loop(may_go_on, linear_round, start)
+        # At most one turn; a loop, because XLA copies what passes through a cond.
+        return jax.lax.while_loop(lambda c: c.age == 0, log_round, c)
+
+    one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
+    masses = form.from_log(jnp.broadcast_to(log_p, (*log_p.shape[:2], phi.shape[2])))
+    start = _Loop(masses, *measure(masses.q), one, none, none, jnp.zeros((), form.dtype))
+    info = jax.eval_shape(observed, start)
+    start = start._replace(infos=jnp.zeros((num_steps // every, *info.shape), info.dtype))
+    c = jax.lax.while_loop(lambda c: c.t < num_steps, block, start)
+    rows = observed(c)[None] if every == num_steps else c.infos
+    log_p = jax.vmap(jax.vmap(normalize, 1, 1))(form.to_log(c.masses))
+    infos = unpack(jnp.moveaxis(rows, 1, 0), phi.shape[1])
+    return log_p[:, :n, :columns], jax.tree.map(lambda x: x[..., :columns], infos)
 
 
-def _from_log(log_p: Array) -> _Scaled:
-    live = log_p > -jnp.inf
-    finite = jnp.where(live, log_p, jnp.zeros((), log_p.dtype))
-    exponent = jax.lax.stop_gradient(jnp.floor(finite / _LOG2))
-    q = jnp.where(live, jnp.exp(finite - exponent * _LOG2), jnp.zeros((), log_p.dtype))
-    return _Scaled(q, exponent.astype(jnp.int32))
+def _fill_up(problem: Problem, phi: Array, log_p: Array) -> tuple[Problem, Array, Array]:
+    """Add cells without mass up to a multiple of `CELL_SLICES`, and on a CPU copies of the last configuration."""
+    cells = -log_p.shape[1] % CELL_SLICES
+    columns = phi.shape[2]
+    copies = _CPU_COLUMNS - columns if 2 < columns < _CPU_COLUMNS and jax.default_backend() == "cpu" else 0
+
+    def pad(x: Array, axis: int, extra: int, **how: Any) -> Array:
+        width = [(0, 0)] * x.ndim
+        width[axis] = (0, extra)
+        return jnp.pad(x, width, **how) if extra else x
+
+    problem = problem._replace(
+        rewards=pad(problem.rewards, 2, cells, mode="edge"),
+        basins=pad(problem.basins, 2, cells),
+        outside=pad(problem.outside, 1, cells),
+    )
+    log_p = pad(log_p, 1, cells, constant_values=-jnp.inf)
+    if log_p.shape[2] > 1:
+        log_p = pad(log_p, 2, copies, mode="edge")
+    return problem, pad(phi, 2, copies, mode="edge"), log_p
 
 
-def _to_log(scaled: _Scaled) -> Array:
-    live = scaled.q > 0
-    log_q = jnp.log(jnp.where(live, scaled.q, jnp.ones((), scaled.q.dtype)))
-    return jnp.where(live, scaled.exponent.astype(scaled.q.dtype) * _LOG2 + log_q, -jnp.inf)
+def _tilts(problem: Problem, live: Array) -> tuple[Problem, Array]:
+    """The problem with r_i* taken over cells that have mass in some configuration, and its tilts, [G, m, n].
+
+    So no tilt is above one, whatever the rewards are where there is no mass.
+    """
+    best = jnp.max(jnp.where(live[:, None], problem.rewards, -jnp.inf), axis=2, keepdims=True)
+    problem = problem._replace(best=best)
+    return problem, jnp.where(live[:, None], jnp.exp(jax.vmap(lambda p: p.log_tilt)(problem)), 0.0)
 
 
-def _refold(q: Array, exponent: Array) -> _Scaled:
-    """Move the binary exponent of q into the integer exponent, so that q is in [1, 2) again."""
-    bits, mantissa_bits, bias = _float_layout(q.dtype)
-    field = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(q), bits) >> mantissa_bits
-    shift = jnp.where(q > 0, field - bias, jnp.zeros((), bits))
-    # |shift| is below the bias for every q that a block accepts, so the factor is a normal number.
-    factor = jax.lax.bitcast_convert_type((bias - shift) << mantissa_bits, q.dtype)
-    return _Scaled(q * factor, exponent + shift.astype(jnp.int32))
-
-
-def _power_of_two(exponent: Array, dtype: Any) -> Array:
-    """2^exponent as a float; 0 where that is below the smallest normal number."""
-    bits, mantissa_bits, bias = _float_layout(dtype)
-    e = jnp.minimum(exponent.astype(bits), bias)
-    normal = jax.lax.bitcast_convert_type((jnp.maximum(e, 1 - bias) + bias) << mantissa_bits, dtype)
-    return jnp.where(e > -bias, normal, jnp.zeros((), dtype))
-
-
-def _float_layout(dtype: Any) -> tuple[Any, int, int]:
-    limits = jnp.finfo(dtype)
-    bits = {32: jnp.int32, 64: jnp.int64}[limits.bits]
-    return bits, limits.nmant, limits.maxexp - 1
+def _if(condition: Array, function: Callable[[Any], Array], argument: Any) -> Array:
+    """`function(argument)`, or zeros of the same shape without calling it."""
+    shape = jax.eval_shape(function, argument)
+    return jax.lax.cond(condition, function, lambda _: jnp.zeros(shape.shape, shape.dtype), argument)

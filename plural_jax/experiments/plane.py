@@ -34,8 +34,8 @@ from matplotlib.ticker import MaxNLocator
 from plural_jax import Grid, Landscape, Process, density, figures, rewards, sweep
 from plural_jax import run as run_process
 from plural_jax._typing import ArrayLike
+from plural_jax.density.closed_form import gaussian
 from plural_jax.density.core import problem, summarize
-from plural_jax.density.gaussian import gaussian
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import config_of, study
 from plural_jax.process import Meter

@@ -37,7 +37,7 @@ from jax.tree_util import Partial
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, density_process, dot, mix_log, problem
-from plural_jax.density.large_pool import large_pool, large_pool_log_multiplier
+from plural_jax.density.tilt import large_pool, large_pool_log_multiplier
 from plural_jax.landscape import Landscape
 from plural_jax.process import Process
 
