@@ -36,6 +36,10 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> di
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, function in contenders.items():
+            # OpenMP threads of the contender before keep spinning for up to 0.2 s, and its data fill the caches: wait, and
+            # warm up once more.
+            time.sleep(0.25)
+            jax.block_until_ready(function())
             start = time.perf_counter()
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - start)
@@ -71,4 +75,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
