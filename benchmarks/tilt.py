@@ -151,7 +151,7 @@ def linearity(work: Workload, repeats: int) -> dict[str, float]:
     """Fitted exponents of the time in the number of cells and of rounds."""
     fitted = {}
     for field in ("num_cells", "num_steps"):
-        sizes = [getattr(work, field) * factor // 2 for factor in (1, 2, 4, 8)]
+        sizes = [getattr(work, field) * factor for factor in (1, 2, 4, 8)]
         variants = {str(size): work._replace(**{field: size}) for size in sizes}
         times = timing.interleaved({name: library(w, w.num_steps) for name, w in variants.items()}, repeats)
         fitted[field] = timing.exponent(sizes, [times[str(size)].median for size in sizes])

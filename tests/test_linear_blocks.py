@@ -174,8 +174,10 @@ def test_vmap_over_every_set_of_axes(rng):
     close(jax.vmap(by_phi_and_start, (0, None, None))(rewards, phi, log_p), expected)
     close(jax.vmap(jax.vmap(_number, (0, None, None)), (None, 0, None))(rewards, phi, log_p[0]), expected[:, :, 0].T)
     close(jax.vmap(_number)(rewards, phi, log_p), expected[range(3), range(3), range(3)])
-    close(jax.vmap(jax.vmap(_number), (None, None, 0))(rewards, phi, log_p[:, None].repeat(3, 1)),
-          np.array([expected[range(3), range(3), k] for k in range(3)]))
+    close(
+        jax.vmap(jax.vmap(_number), (None, None, 0))(rewards, phi, log_p[:, None].repeat(3, 1)),
+        np.array([expected[range(3), range(3), k] for k in range(3)]),
+    )
     close(jax.lax.map(lambda f: by_start(rewards[0], f, log_p), phi), expected[0])
 
 

@@ -204,9 +204,7 @@ def _run(
 
     def linear_round(c: _Loop) -> _Loop:
         q = c.masses.q * mix(phi / c.z, tilt)
-        return record(
-            _Loop(Masses(q, c.masses.exponent), *measure(q), c.growth / c.z_min, c.age + 1, c.t + 1, c.infos)
-        )
+        return record(_Loop(Masses(q, c.masses.exponent), *measure(q), c.growth / c.z_min, c.age + 1, c.t + 1, c.infos))
 
     def log_round(c: _Loop) -> _Loop:
         log_p = per_configuration(lambda problem, multiplier, log_p: normalize(log_p + multiplier(problem, log_p)))(

@@ -80,7 +80,9 @@ class Format(NamedTuple):
 
     def fold(self, masses: Masses) -> Masses:
         """The same masses with the exponent brought up to date: q = p 2^scale, or 2^shallowest if that is more."""
-        exponent = (self.as_bits(masses.q) >> self.mantissa) - self.bias + self._deeper(masses.exponent).astype(self.bits)
+        exponent = (
+            (self.as_bits(masses.q) >> self.mantissa) - self.bias + self._deeper(masses.exponent).astype(self.bits)
+        )
         exponent = jnp.where(masses.q > 0, exponent, 0).astype(jnp.int32)
         # The exponents first, then q from the new ones: so XLA updates both in place, without copies in the loop.
         exponent, q = jax.lax.optimization_barrier((exponent, masses.q))
