@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import Partial
 
 from plural_jax import _validate
 from plural_jax._pytree import pytree_dataclass, set_field
@@ -26,6 +28,7 @@ class Landscape:
         points: coordinates of the atoms, [n, d], or None where there is no geometry.
         log_measure: log of the base measure of each atom, [n] (a cell's volume); default: all equal. `-inf` takes an
             atom out of the domain.
+        reward: the function x [..., d] -> r [..., m] behind the table, which `on` fills in; for those who leave the grid.
 
     Raises:
         ValueError: rewards that are not m x n, NaN or infinite; a measure of the wrong length, or zero everywhere.
@@ -39,6 +42,7 @@ class Landscape:
     rewards: Array
     points: Array | None = None
     log_measure: Array | None = None
+    reward: Any = None
 
     def __post_init__(self) -> None:
         _validate.finite(self.rewards, "rewards")
@@ -86,7 +90,9 @@ class Landscape:
             raise ValueError(
                 f"reward must map points [n, d] = {points.shape} to rewards [n, m], got shape {np.shape(values)}."
             )
-        return cls(rewards=jnp.asarray(values).T, points=points, log_measure=grid.log_measure)
+        # A function of its own is no pytree; wrapped, it is one without leaves.
+        known = Partial(reward) if jax.tree_util.all_leaves([reward]) else reward
+        return cls(rewards=jnp.asarray(values).T, points=points, log_measure=grid.log_measure, reward=known)
 
     @property
     def num_preferences(self) -> int:
@@ -144,6 +150,14 @@ class Landscape:
         inside = self._log_measure > -jnp.inf
         best = jnp.max(jnp.where(inside, self.rewards, -jnp.inf), axis=1, keepdims=True)
         return (self.rewards >= best - jnp.asarray(eps, self.dtype)) & inside
+
+    def without_reward(self) -> Landscape:
+        """The same numbers without the function behind them, so that a new function compiles nothing."""
+        bare = object.__new__(Landscape)  # what was checked once is not checked again
+        for name in ("rewards", "points", "log_measure"):
+            set_field(bare, name, getattr(self, name))
+        set_field(bare, "reward", None)
+        return bare
 
     @property
     def _log_measure(self) -> Array:

@@ -26,8 +26,49 @@ def gaussian(phi, dtype):
     return pj.density.gaussian(centers, jnp.asarray(0.5, dtype), jnp.stack([phi, 1 - phi]), num_steps=7)
 
 
+def policy(name, *args, **kwargs):
+    def make(phi, dtype):
+        land = pj.Landscape(rewards=REWARDS.astype(dtype))
+        return getattr(pj.density, name)(land, jnp.stack([phi, 1 - phi]), *args, eps=0.5, **kwargs)
+
+    return make
+
+
+def finite_set(phi, dtype):
+    return pj.density.finite_set(large_pool(phi, dtype), set_size=50)
+
+
+def mix_real(phi, dtype):
+    return pj.density.mix_real(large_pool(phi, dtype), np.log([0.1, 0.2, 0.3, 0.2, 0.2]), weight=phi)
+
+
+def accumulate(phi, dtype):
+    return pj.density.accumulate(large_pool(phi, dtype), initial_sets=2.0)
+
+
+def all_together(phi, dtype):
+    process = pj.density.finite_set(
+        pj.density.reward_per_round(pj.Landscape(rewards=REWARDS.astype(dtype)), jnp.stack([phi, 1 - phi])),
+        set_size=200,
+    )
+    return pj.density.accumulate(pj.density.mix_real(process, np.zeros(5), weight=0.1))
+
+
 #: Every process of the library, as a function of a weight phi and a floating type. New processes are added here.
-PROCESSES = {"large_pool": large_pool, "finite_pool": finite_pool, "gaussian": gaussian}
+PROCESSES = {
+    "large_pool": large_pool,
+    "finite_pool": finite_pool,
+    "gaussian": gaussian,
+    "single_reward": policy("single_reward", 1),
+    "averaged_reward": policy("averaged_reward"),
+    "reward_per_round": policy("reward_per_round"),
+    "no_curation": policy("no_curation"),
+    "greedy": policy("greedy", pool_size=4.0),
+    "finite_set": finite_set,
+    "mix_real": mix_real,
+    "accumulate": accumulate,
+    "all_together": all_together,
+}
 STEPS = 6
 
 
@@ -51,8 +92,8 @@ def test_protocol(name, dtype):
     # A Python loop over step, and run.
     looped, infos = state, []
     step = jax.jit(process.step)
-    for _ in range(STEPS):
-        looped, info = step(key, looped)
+    for t in range(STEPS):
+        looped, info = step(jax.random.fold_in(key, t), looped)
         infos.append(info)
     final, trace = pj.run(process, state, STEPS, key=key)
     expected = jax.tree.map(lambda *x: jnp.stack(x), *infos)
@@ -72,7 +113,7 @@ def test_protocol(name, dtype):
 
         def one(phi):
             process = make(phi, dtype)
-            return pj.run(process, process.init(), STEPS)
+            return pj.run(process, process.init(), STEPS, key=key)
 
         return jax.vmap(one)(phis)
 

@@ -111,7 +111,7 @@ def problem(landscape: Landscape, phi: ArrayLike, temperature: ArrayLike, eps: A
         if np.ndim(value) != 0:
             raise ValueError(f"{name} must be a single number, got shape {np.shape(value)}.")
     dtype = landscape.dtype
-    return _problem(landscape, *(jnp.asarray(x, dtype) for x in (phi, temperature, eps)))
+    return _problem(landscape.without_reward(), *(jnp.asarray(x, dtype) for x in (phi, temperature, eps)))
 
 
 @jax.jit  # one compilation for all of it, where single operations would each have their own
@@ -144,6 +144,35 @@ def density_process(problem: Problem, multiplier: Any, rounds: Any = None) -> Pr
         step=Partial(_step, problem, multiplier),
         rounds=None if rounds is None else Partial(rounds, problem, multiplier),
     )
+
+
+def parts(process: Any) -> tuple[Problem, Any]:
+    """The problem and the multiplier of a density process, which its step carries along.
+
+    A process that changes what another one does in a round holds the other's step as the first argument of its own, to any
+    depth; a step may be given in place of a process.
+
+    Raises:
+        ValueError: not an exact density process.
+    """
+    step = getattr(process, "step", process)
+    while isinstance(step, Partial) and step.args:
+        first = step.args[0]
+        if isinstance(first, Problem):
+            return first, step.args[1]
+        step = first
+    raise ValueError(
+        "process must be an exact density process, such as pj.density.large_pool(...), got "
+        f"{_what_it_is(process)}, which has no density on atoms."
+    )
+
+
+def _what_it_is(process: Any) -> str:
+    step = getattr(process, "step", None)
+    if step is None:
+        return f"a {type(process).__name__}"
+    function = getattr(step, "func", step)
+    return f"a process whose step is {getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def _init(problem: Problem, multiplier: Any, log_p: ArrayLike | None = None) -> DensityState:
