@@ -25,13 +25,15 @@ What bounds a block, for any landscape and start:
 
 Where not even one round fits (wild first rounds of a far start, rewards of 1e4), one round is taken in log space.
 
-Per cell and round this reads q twice and writes it once; 2m fused multiply-adds and one product.
+Per cell and round this reads q twice and writes it once; 2m fused multiply-adds and one product. A summary costs several
+times that, and reads only the first cells where that is enough: see `linear_blocks_prefix`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -39,17 +41,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityInfo, DensityState, Problem, _step, dot, summarize
-from plural_jax.density.linear_blocks_masses import (
-    CELL_SLICES,
-    Format,
-    Masses,
-    mix,
-    observer,
-    pack,
-    per_configuration,
-    unpack,
-)
+from plural_jax.density.linear_blocks_masses import Format, Masses, Parts, add, mix, per_configuration
+from plural_jax.density.linear_blocks_summary import Observer, unpack
 from plural_jax.landscape import normalize
 
 #: On a CPU a matrix product with fewer columns than this is slower than with this many (jaxlib 0.10: a round takes
@@ -136,21 +131,25 @@ class _Loop(NamedTuple):
     """What the loop over rounds carries.
 
     Attributes:
-        masses: the density.
+        masses: parts of the density.
         z: normalizers of this density, [G, m, C].
         z_min: the smallest of them, [].
         growth: bound on what the block's rounds so far multiplied a mass by, [].
         age: rounds since the last fold, [].
         t: rounds done, [].
-        infos: what was saved so far, [num_steps / every, G, rows, C], as `pack` returns it.
+        bounds: what the sum over q in a slice does not exceed, [G, SLICES, C]; see `linear_blocks_prefix`.
+        choice: index of the length that the next summary begins with, [].
+        infos: what was saved so far, [num_steps / every, G, rows, C], as an `Observer` returns it.
     """
 
-    masses: Masses
+    masses: Parts
     z: Array
     z_min: Array
     growth: Array
     age: Array
     t: Array
+    bounds: Array
+    choice: Array
     infos: Array
 
 
@@ -172,12 +171,24 @@ def _run(
     n, columns = log_p.shape[1], phi.shape[2]
     problem, multiplier = landscape
     problem, phi, log_p = _fill_up(problem, phi, log_p)
+    in_order = every < num_steps and prefix.pays(log_p.shape[1], phi.shape[2])
     form = Format.of(log_p.dtype)
     live = log_p > -jnp.inf
     problem, tilt = _tilts(problem, live.any(axis=2))
+    if in_order:
+        order = prefix.best_first(tilt)
+        problem = problem._replace(
+            rewards=prefix.reorder(problem.rewards, order, 2),
+            basins=prefix.reorder(problem.basins, order, 2),
+            outside=prefix.reorder(problem.outside, order, 1),
+        )
+        tilt, log_p, live = (prefix.reorder(x, order, a) for x, a in ((tilt, 2), (log_p, 1), (live, 1)))
     w_low = jnp.min(jnp.where(live, mix(phi, tilt), 1.0))
     longest = ((form.scale - 1) / -jnp.log2(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
-    observe = observer(form, problem, multiplier, tilt, phi, live)
+    cuts = (0, *(tilt.shape[2] // prefix.SLICES * cut for cut in prefix.CUTS)) if in_order else (0, tilt.shape[2])
+    tilts = [tilt[:, :, a:b] for a, b in pairwise(cuts)]
+    observe = Observer(form, problem, multiplier, tilt, phi, live, cuts)
+    slices = observe.slices
     coarse = float(np.ldexp(16.0, form.mantissa + 1))  # what is smaller by this factor does not change a sum
 
     def trusted(growth: Array, z_min: Array) -> Array:
@@ -188,53 +199,77 @@ def _run(
     def may_go_on(c: _Loop) -> Array:
         return (c.t < num_steps) & (c.age < longest) & trusted(c.growth / c.z_min, c.z_min)
 
-    def measure(q: Array) -> tuple[Array, Array]:
-        z = dot(tilt, q) * 2.0**-form.scale
-        return z, jnp.min(z)
+    def measure(masses: Parts) -> dict[str, Array]:
+        z = add(dot(e, part.q) for e, part in zip(tilts, masses, strict=True)) * 2.0**-form.scale
+        return {"z": z, "z_min": jnp.min(z)}
 
-    def observed(c: _Loop) -> Array:
-        return pack(observe(c.masses, c.z, trusted(c.growth, c.z_min)))
+    def anew(masses: Parts, c: _Loop) -> _Loop:
+        """The first state of a block."""
+        bounds = c.bounds if slices is None else slices.masses([part.q for part in masses])
+        return c._replace(masses=masses, **measure(masses), growth=one, age=none, bounds=bounds)
 
-    def record(c: _Loop) -> _Loop:
+    def observed(c: _Loop) -> tuple[Array, Array]:
+        return observe(c.masses, c.z, trusted(c.growth, c.z_min), c.bounds, c.choice)
+
+    def record(c: _Loop, observed: Callable[[_Loop], tuple[Array, Array]]) -> _Loop:
         if every == num_steps:
             return c
-        # Between two saves this writes zeros, and the save overwrites them.
-        new = observed(c) if every == 1 else _if(c.t % every == 0, observed, c)
-        return c._replace(infos=jax.lax.dynamic_update_index_in_dim(c.infos, new, (c.t - 1) // every, 0))
+        if every == 1:
+            new, choice = observed(c)
+        else:  # Between two saves this writes zeros, and the save overwrites them.
+            new, choice = jax.lax.cond(
+                c.t % every == 0, observed, lambda c: (jnp.zeros(c.infos.shape[1:], form.dtype), c.choice), c
+            )
+        infos = jax.lax.dynamic_update_index_in_dim(c.infos, new, (c.t - 1) // every, 0)
+        return c._replace(infos=infos, choice=choice)
 
     def linear_round(c: _Loop) -> _Loop:
-        q = c.masses.q * mix(phi / c.z, tilt)
-        return record(_Loop(Masses(q, c.masses.exponent), *measure(q), c.growth / c.z_min, c.age + 1, c.t + 1, c.infos))
+        u = phi / c.z
+        masses = tuple(Masses(p.q * mix(u, e), p.exponent) for p, e in zip(c.masses, tilts, strict=True))
+        bounds = c.bounds
+        if slices is not None:
+            bounds = jnp.minimum(bounds * mix(u, slices.tilt[:, :, : prefix.SLICES]), 2.0 ** (form.scale + 1))
+        new = c._replace(
+            masses=masses,
+            **measure(masses),
+            growth=c.growth / c.z_min,
+            age=c.age + 1,
+            t=c.t + 1,
+            bounds=bounds,
+        )
+        return record(new, observed)
 
     def log_round(c: _Loop) -> _Loop:
         log_p = per_configuration(lambda problem, multiplier, log_p: normalize(log_p + multiplier(problem, log_p)))(
             problem, multiplier, phi, form.to_log(c.masses)
         )
-        masses = form.from_log(log_p)
-        return record(_Loop(masses, *measure(masses.q), one, c.age + 1, c.t + 1, c.infos))
+        c = anew(form.from_log(log_p, cuts), c)
+        # Rare, so that it need not be fast, and compiles faster so.
+        return record(c._replace(age=c.age + 1, t=c.t + 1), lambda c: (observe.careful(c.masses), c.choice))
 
     def block(c: _Loop) -> _Loop:
-        masses = form.fold(c.masses)
-        start = _Loop(masses, *measure(masses.q), one, none, c.t, c.infos)
-        c = jax.lax.while_loop(may_go_on, linear_round, start)
+        c = jax.lax.while_loop(may_go_on, linear_round, anew(tuple(map(form.fold, c.masses)), c))
         # At most one turn; a loop, because XLA copies what passes through a cond.
         return jax.lax.while_loop(lambda c: c.age == 0, log_round, c)
 
     one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
-    masses = form.from_log(jnp.broadcast_to(log_p, (*log_p.shape[:2], phi.shape[2])))
-    start = _Loop(masses, *measure(masses.q), one, none, none, jnp.zeros((), form.dtype))
-    info = jax.eval_shape(observed, start)
+    masses = form.from_log(jnp.broadcast_to(log_p, (*log_p.shape[:2], phi.shape[2])), cuts)
+    bounds = jnp.zeros((phi.shape[0], prefix.SLICES if in_order else 0, phi.shape[2]), form.dtype)
+    start = anew(masses, _Loop(masses, phi, one, one, none, none, bounds, none, bounds))
+    info, _ = jax.eval_shape(observed, start)
     start = start._replace(infos=jnp.zeros((num_steps // every, *info.shape), info.dtype))
     c = jax.lax.while_loop(lambda c: c.t < num_steps, block, start)
-    rows = observed(c)[None] if every == num_steps else c.infos
+    rows = observed(c)[0][None] if every == num_steps else c.infos
     log_p = jax.vmap(jax.vmap(normalize, 1, 1))(form.to_log(c.masses))
+    if in_order:
+        log_p = prefix.reorder(log_p, jnp.argsort(order, axis=1), 1)
     infos = unpack(jnp.moveaxis(rows, 1, 0), phi.shape[1])
     return log_p[:, :n, :columns], jax.tree.map(lambda x: x[..., :columns], infos)
 
 
 def _fill_up(problem: Problem, phi: Array, log_p: Array) -> tuple[Problem, Array, Array]:
-    """Add cells without mass up to a multiple of `CELL_SLICES`, and on a CPU copies of the last configuration."""
-    cells = -log_p.shape[1] % CELL_SLICES
+    """Add cells without mass up to a convenient number, and on a CPU copies of the last configuration."""
+    cells = -log_p.shape[1] % prefix.multiple(log_p.shape[1])
     columns = phi.shape[2]
     copies = _CPU_COLUMNS - columns if 2 < columns < _CPU_COLUMNS and jax.default_backend() == "cpu" else 0
 
@@ -262,9 +297,3 @@ def _tilts(problem: Problem, live: Array) -> tuple[Problem, Array]:
     best = jnp.max(jnp.where(live[:, None], problem.rewards, -jnp.inf), axis=2, keepdims=True)
     problem = problem._replace(best=best)
     return problem, jnp.where(live[:, None], jnp.exp(jax.vmap(lambda p: p.log_tilt)(problem)), 0.0)
-
-
-def _if(condition: Array, function: Callable[[Any], Array], argument: Any) -> Array:
-    """`function(argument)`, or zeros of the same shape without calling it."""
-    shape = jax.eval_shape(function, argument)
-    return jax.lax.cond(condition, function, lambda _: jnp.zeros(shape.shape, shape.dtype), argument)
