@@ -1,4 +1,4 @@
-"""The command line: `plural-jax sweep`, `plural-jax run NAME`, `plural-jax list`.
+"""The command line: `plural-jax sweep`, `limit`, `audit`, `run NAME` and `list`.
 
 Options carry the names of the parameters they set. Input that cannot be used ends in one sentence and a non-zero exit.
 """
@@ -20,10 +20,13 @@ _USAGE = """usage: plural-jax COMMAND ...
 
 commands:
   sweep       sweep the exact dynamics over phi, distance, pool size, ... (the main job)
-  run NAME    run an experiment of the paper: {names}
+  limit       where retraining on these preferences ends, exactly, with a certificate
+  audit       which of the paper's assumptions and results hold for these preferences
+  run NAME    run an experiment of the paper or of ours:
+              {names}
   list        say what there is to run
 
-`plural-jax sweep --help` and `plural-jax run NAME --help` list all options.
+`plural-jax COMMAND --help` and `plural-jax run NAME --help` list all options.
 """
 
 
@@ -76,22 +79,39 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if command == "sweep":
         return _execute(experiments.SWEEP, rest, "plural-jax sweep")
+    if command in ("limit", "audit"):
+        _answer(command, rest)
+        return 0
     if command == "run":
         if not rest or rest[0] in ("-h", "--help"):
             _list()
             return 0 if rest else 2
         return _execute(experiments.get(rest[0]), rest[1:], f"plural-jax run {rest[0]}")
-    raise ValueError(f"unknown command {command!r}; choose one of sweep, run, list.")
+    raise ValueError(f"unknown command {command!r}; choose one of sweep, limit, audit, run, list.")
 
 
 def _list() -> None:
     from plural_jax import experiments
 
     print("plural-jax run NAME, with NAME one of:")
+    width = max(map(len, experiments.EXPERIMENTS)) + 2
     for name, experiment in experiments.EXPERIMENTS.items():
-        print(f"  {name:<6}{experiment.title}")
+        print(f"  {name:<{width}}{experiment.title}")
     print("plural-jax sweep:")
     print(f"  {experiments.SWEEP.title}")
+
+
+def _answer(command: str, words: list[str]) -> None:
+    """Answer a question about one landscape, in float64: there is nothing to save."""
+    import jax
+
+    from plural_jax import commands
+
+    question: type[Any] = {"limit": commands.Limit, "audit": commands.Audit}[command]
+    parse: Callable[..., Any] = tyro.cli
+    case = parse(question, prog=f"plural-jax {command}", args=words, description=question.__doc__)
+    with jax.enable_x64(True):
+        print(commands.answer(case), end="")
 
 
 def _execute(experiment: Any, words: list[str], program: str) -> int:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.colors
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -61,6 +62,11 @@ def sequence_colors(count: int) -> list[Any]:
     """Colours for `count` ordered values, dark to bright, without the palest end."""
     colors = mpl.colormaps[SEQUENCE_MAP]
     return [colors(0.9 * i / max(1, count - 1)) for i in range(count)]
+
+
+def listed(count: int) -> Any:
+    """A map of `count` separate colours for counts 1, 2, ..., `count`."""
+    return mpl.colors.ListedColormap(sequence_colors(count))
 
 
 def caption(figure: Figure, text: str) -> None:

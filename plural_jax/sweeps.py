@@ -167,7 +167,7 @@ def _check_axes(axes: dict[str, ArrayLike]) -> dict[str, np.ndarray]:
         raise ValueError("sweep needs at least one axis, such as phi=[0.1, 0.5, 0.9].")
     checked = {}
     for name, given in axes.items():
-        if name in ("step", "preference", "cell"):
+        if name in ("step", "preference", "cell", "mode", "dimension"):
             raise ValueError(f"{name!r} cannot be the name of an axis: it is a dimension of the result.")
         array = _validate.real_array(given, name)
         if array is None:

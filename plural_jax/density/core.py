@@ -69,6 +69,10 @@ INFO_DIMS = {
     "log_z": ("preference",),
     "basin_mass": ("preference",),
     "log_p": ("cell",),
+    "mode_mass": ("mode",),
+    "mode_point": ("mode", "dimension"),
+    "own_mass": ("preference",),
+    "own_mode": ("preference",),
 }
 
 

@@ -156,7 +156,7 @@ def _solve(given: Problem, initial: Array) -> Limit:
 
     fixed, fixed_phi = jax.lax.stop_gradient((tilt, phi))
     atoms = find_atoms(fixed, fixed_phi, jnp.asarray(digits.gap, initial.dtype))
-    index, weight = _smallest(fixed, fixed_phi, atoms.index, atoms.weight)
+    index, weight = _smallest(fixed, fixed_phi, atoms.atom, atoms.weight)
     weight = _with_derivatives(tilt[:, index], phi, weight)
 
     log_p, unique = _reached(given, initial, fixed, index, weight, digits)

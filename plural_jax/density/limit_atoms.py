@@ -45,12 +45,12 @@ class Atoms(NamedTuple):
     """A candidate for the limit. S slots, of which those with weight zero are empty.
 
     Attributes:
-        index: atom of each slot, [S] int32.
+        atom: which atom is in each slot, [S] int32.
         weight: mass of each slot, [S], summing to one.
         num_passes: passes over all atoms that it took, [].
     """
 
-    index: Array
+    atom: Array
     weight: Array
     num_passes: Array
 
@@ -76,13 +76,13 @@ def find_atoms(tilt: Array, phi: Array, tolerance: Array) -> Atoms:
 
     def nominate(slots: _Slots) -> tuple[_Slots, Array]:
         """One atom for each preference, in use where it improves the answer; and the largest W."""
-        z = dot(tilt[:, slots.index], slots.weight)
+        z = dot(tilt[:, slots.atom], slots.weight)
         u = jnp.where(phi > 0, phi / jnp.where(z > 0, z, 1.0), 0.0)
         w = dot(u, tilt)
         terms = u[:, None] * tilt
         own = terms >= jnp.max(terms, axis=0)
         index, value = _argmax(jnp.where(own, w, 0.0))
-        known = jnp.any((index[:, None] == slots.index) & slots.used, axis=1)
+        known = jnp.any((index[:, None] == slots.atom) & slots.used, axis=1)
         new = (value > 1.0 + 0.1 * tolerance) & ~known
         new = new & _is_first(jnp.where(new, index, -1))
         return _Slots(index, jnp.zeros((m,), tilt.dtype), new), jnp.max(value)
@@ -101,13 +101,13 @@ def find_atoms(tilt: Array, phi: Array, tolerance: Array) -> Atoms:
         return ~c.done & (c.num_passes < MAX_PASSES)
 
     end = jax.lax.while_loop(going, one_pass, _Pass(start, jnp.zeros((), bool), jnp.zeros((), jnp.int32)))
-    return Atoms(end.slots.index, end.slots.weight / jnp.sum(end.slots.weight), end.num_passes)
+    return Atoms(end.slots.atom, end.slots.weight / jnp.sum(end.slots.weight), end.num_passes)
 
 
 class _Slots(NamedTuple):
     """Atoms with their masses, which are zero in slots that are not used."""
 
-    index: Array
+    atom: Array
     weight: Array
     used: Array
 
@@ -120,12 +120,12 @@ class _Pass(NamedTuple):
 
 def _resolve(tilt: Array, phi: Array, slots: _Slots, tolerance: Array) -> _Slots:
     """The best masses on these atoms; those that hardly contribute to any normalizer are given up."""
-    table = jnp.where(slots.used, tilt[:, slots.index], 0.0)
+    table = jnp.where(slots.used, tilt[:, slots.atom], 0.0)
     weight = solve_on(table, phi, slots.weight, 0.01 * tolerance)
     z = dot(table, weight)
     share = jnp.max(table * weight / jnp.where(z > 0, z, 1.0)[:, None], axis=0)
     used = slots.used & (share > _negligible(tilt.dtype))
-    return _Slots(slots.index, jnp.where(used, weight, 0.0), used)
+    return _Slots(slots.atom, jnp.where(used, weight, 0.0), used)
 
 
 def _negligible(dtype: Any) -> float:
@@ -270,7 +270,7 @@ def reduce(table: Array, weight: Array, most: int) -> Array:
         scaled = table * weight
         # Empty slots get large entries of their own, so that the smallest singular value belongs to active ones.
         lift = jnp.where(active, 0.0, 1.0 + jnp.sum(jnp.abs(scaled)))
-        direction = jnp.linalg.svd(jnp.concatenate([scaled, jnp.diag(lift)]), full_matrices=False).Vh[-1]
+        direction = jnp.linalg.svd(jnp.concatenate([scaled, jnp.diag(lift)]), full_matrices=False)[2][-1]
         direction = jnp.where(active, direction, 0.0)
         worst = jnp.argmax(jnp.abs(direction))
         factor = 1.0 - direction / direction[worst]

@@ -5,7 +5,7 @@ multipliers u_i solve
 
     W(x_k) = 1,   grad W(x_k) = 0,   u_i sum_k w_k e_i(x_k) = phi_i.
 
-The limit on the grid is next to the solution: atoms between which W rises above 1 are the same one, seen through the grid.
+The limit on the grid is next to the solution: atoms between which W has no valley are the same one, seen through the grid.
 """
 
 from __future__ import annotations
@@ -90,14 +90,15 @@ def _refined(landscape: Any, given: Problem, limit: Any) -> Any:
     def size(free: _Free) -> Array:
         return jnp.max(jnp.abs(ravel_pytree(residual(free))[0]))
 
-    tolerance = 1e-13 if jnp.finfo(level.dtype).bits == 64 else 2e-6
+    # Where to stop, what to accept (slopes of W round off with the reward's), and the certificate that `Limit` promises.
+    tolerance, accepted, promised = (1e-13, 1e-11, 1e-10) if jnp.finfo(level.dtype).bits == 64 else (2e-6, 1e-4, 1e-5)
 
     def find(_: Any, start: _Free) -> _Free:
         going = lambda c: (size(c[0]) > tolerance) & (c[1] < _MAX_ITERATIONS)  # noqa: E731
         return jax.lax.while_loop(going, newton, (start, jnp.zeros((), jnp.int32)))[0]
 
-    free = jax.lax.custom_root(residual, start, find, lambda f, y: solve_linear(f, y))
-    w, x, u = free
+    free = jax.lax.custom_root(residual, start, find, solve_linear)
+    w, x, _ = free
     table = jax.vmap(lambda x: reward(x[None])[0].astype(level.dtype), out_axes=1)(x) / temperature
     log_z = jax.nn.logsumexp(table, axis=1, b=jnp.where(slot, w, 0.0))
     log_z = jnp.where(asked, log_z, limit.log_z)
@@ -110,8 +111,8 @@ def _refined(landscape: Any, given: Problem, limit: Any) -> Any:
         0.0,
     )
     objective = jnp.sum(jnp.where(asked, phi * log_z, 0.0))
-    good = (size(free) <= 10 * tolerance) & jnp.all(jnp.where(slot, w, 1.0) > 0)
-    good = good & jnp.all(x >= lowest) & jnp.all(x <= highest) & (gap <= 100 * tolerance + 1e-10)
+    good = (size(free) <= accepted) & jnp.all(jnp.where(slot, w, 1.0) > 0) & (gap <= promised)
+    good = good & jnp.all(x >= lowest) & jnp.all(x <= highest)
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(good, new, old)
@@ -127,12 +128,14 @@ def _refined(landscape: Any, given: Problem, limit: Any) -> Any:
 
 
 def _merge(w: Array, x: Array, height: Any) -> tuple[Array, Array]:
-    """Atoms between which W is above 1 are one: the heavier keeps the mass of both, at their mean."""
+    """Atoms between which W has no valley are one: the heavier keeps the mass of both, at their mean."""
     m = w.shape[0]
-    middle = 0.5 * (x[:, None] + x[None])
-    between = jax.vmap(jax.vmap(height))(middle)
+    ends = jax.vmap(height)(x)
+    steps = jnp.linspace(0.0, 1.0, 9, dtype=x.dtype)[1:-1, None, None, None]
+    between = jax.vmap(jax.vmap(jax.vmap(height)))(steps * x[:, None] + (1.0 - steps) * x[None])
     slack = 4 * float(jnp.finfo(w.dtype).eps)
-    one = (between > 1.0 + slack) & (w[:, None] > 0) & (w > 0) & ~jnp.eye(m, dtype=bool)
+    no_valley = jnp.min(between, axis=0) >= jnp.minimum(ends[:, None], ends) - slack
+    one = no_valley & (w[:, None] > 0) & (w > 0)
     # Chains of neighbors belong together: the relation's transitive closure.
     reach = one | jnp.eye(m, dtype=bool)
     for _ in range(max(1, (m - 1).bit_length())):

@@ -28,6 +28,7 @@ from plural_jax.experiments import plane
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import Experiment, config_of, titled
 from plural_jax.process import Meter
+from plural_jax.theory import transition_distance
 
 _SHOWN = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -104,7 +105,11 @@ def _transitions(ds: xr.Dataset) -> pd.DataFrame:
 
 
 def _exact(config: dict[str, Any], point: dict[str, float]) -> float:
-    return plane.transition(config, point["phi"], point["gamma"], point["pool_size"])
+    return float(
+        transition_distance(
+            point["gamma"], phi=point["phi"], temperature=config["temperature"], pool_size=point["pool_size"]
+        )
+    )
 
 
 def _symmetric(point: dict[str, float]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,7 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
                 "modes": int(at.modes),
             }
             if math.isinf(point["pool_size"]):
-                row["limit of weight"] = _limit_weight(config, phi, point)
+                row["limit of weight"] = float(_limit_weight(config, phi, point))
             rows.append(row)
     title = (
         f"Figure 10. After {config['num_steps']} rounds. weight = mass nearer to center 1; limit = infinitely many\n"
@@ -75,10 +76,10 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
     return {"weights": titled(pd.DataFrame(rows), title)}
 
 
-def _limit_weight(config: dict, phi: float, point: dict[str, float]) -> float:
+def _limit_weight(config: dict, phi: Any, point: dict[str, float]) -> np.ndarray:
     """Mass nearer to center 1 after infinitely many rounds; an atom at the midpoint counts half."""
     weights, atoms = plane.limit_atoms(phi, point["distance"], point["gamma"] / config["temperature"])
-    return float(np.sum(weights * (0.5 - 0.5 * np.sign(np.round(atoms, 9)))))
+    return np.sum(weights * (0.5 - 0.5 * np.sign(np.round(atoms, 9))), axis=-1)
 
 
 def plot(ds: xr.Dataset) -> dict[str, Figure]:
@@ -137,7 +138,7 @@ def _figure10(ds: xr.Dataset) -> Figure:
         row[0].plot([0, 1], [0, 1], color="0.3", lw=0.8, ls="--", label="weight = φ")
         row[1].axhline(0, color="0.3", lw=0.8, ls="--", label="weight = φ")
         if math.isinf(point["pool_size"]):
-            limit = np.array([_limit_weight(config, float(phi), point) for phi in dense])
+            limit = _limit_weight(config, dense, point)
             for ax, line in zip(row, (0, dense), strict=True):
                 ax.plot(dense, limit - line, color="0.3", lw=0.9, ls=":", label="infinitely many rounds")
         for ax, line in zip(row, (0, phis), strict=True):

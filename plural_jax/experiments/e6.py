@@ -9,7 +9,7 @@ Against the paper's text:
   pool of 5 and more: half of the mass ends at the other preference's center. What an infinite pool improves is
   `sum_i phi_i log E[exp(r_i)]`.
 - Small pools are not only slower, they end elsewhere. All mass in the one point `sum_i phi_i mu_i` is stable up to the
-  distance `sqrt(K / (K - 2) temperature / (2 gamma phi (1 - phi)))` (`plane.transition`): at phi = 1/2 and gamma = 0.5
+  distance `sqrt(K / (K - 2) temperature / (2 gamma phi (1 - phi)))` (`theory.transition_distance`): at phi = 1/2 and gamma = 0.5
   that is 2.58 for K = 5, 2.24 for K = 10 and 2 for K = infinity.
 - K = 2 is a contest of pairs, which a compromise wins: at phi = 1/2 the midpoint is chosen over any other point in at
   least half of the contests, so its mass never decreases, and one mode remains at every distance. At phi = 0.7 the
@@ -36,6 +36,7 @@ from plural_jax.experiments import plane
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import Experiment, config_of, titled
 from plural_jax.process import Meter
+from plural_jax.theory import transition_distance
 
 #: Pool sizes from which the difference to an infinite pool is fitted by a power of K.
 _FITTED_FROM = 25.0
@@ -123,7 +124,9 @@ def _pools(ds: xr.Dataset) -> pd.DataFrame:
             }
             for name in ("mean", "variance", "entropy"):
                 row[f"sup {name}"] = float(apart[name].sel(point).sel(pool_size=k)) if math.isfinite(k) else 0.0
-            row["one point stable up to d"] = plane.transition(config, point["phi"], point["gamma"], k)
+            row["one point stable up to d"] = float(
+                transition_distance(point["gamma"], phi=point["phi"], temperature=config["temperature"], pool_size=k)
+            )
             rows.append(row)
     title = (
         f"Figure 11. After {config['num_steps']} rounds. mean, variance = averages of E[r_i] and Var[r_i] with\n"

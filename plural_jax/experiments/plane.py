@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -184,39 +185,39 @@ def _closed_form(config_text: str, phi: float, gamma: float, distances: tuple[fl
     return sweep(make, distance=np.asarray(distances), num_steps=config["num_steps"], save=with_curvature)
 
 
-def limit_atoms(phi: float, distance: Any, rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where the dynamics of an infinite pool end: two points on the line of the centers, as weights and places.
-
-    The limit maximizes `sum_i phi_i log E_p[exp(r_i / temperature)]`. For quadratic rewards that is the likelihood of a
-    Gaussian location mixture with the centers as data, so EM on two atoms finds it; below the transition they coincide.
+def limit_atoms(phi: Any, distance: Any, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where the dynamics of an infinite pool end: one or two points on the line of the centers, as weights and places.
 
     Args:
-        phi: weight of the first preference.
-        distance: between the centers, [...].
+        phi: weight of the first preference, any shape.
+        distance: between the centers, any shape; broadcast with phi.
         rate: gamma / temperature.
 
     Returns:
-        Weights and first coordinates of the points, [..., 2] each.
-
-    Source: Lindsay (1983), the geometry of mixture likelihoods.
+        Weights and first coordinates of the points, [..., 2] each, in float64. A point that is not needed has weight 0 and
+        the place of the other.
     """
-    half = np.asarray(distance, float)[..., None] / 2
-    data, share = half * np.array([-1.0, 1.0]), np.array([phi, 1 - phi])
-    # One atom at the mean is the limit exactly if W <= 1 everywhere. EM would be very slow to find this near the
-    # transition; started there, it stays.
-    mean = (share * data).sum(axis=-1, keepdims=True)
-    x = np.linspace(data[..., 0], data[..., 1], 1001, axis=-1)[..., None]
-    gain = (mean - data)[..., None, :] ** 2 - (x - data[..., None, :]) ** 2
-    one = (share * np.exp(rate * gain)).sum(axis=-1).max(axis=-1, keepdims=True) <= 1 + 1e-12
-    weights, atoms = np.broadcast_to(share, data.shape), np.where(one, mean, data)
-    for _ in range(20_000):
-        near = weights[..., None, :] * np.exp(-rate * (data[..., :, None] - atoms[..., None, :]) ** 2)
-        near = share[:, None] * near / near.sum(axis=-1, keepdims=True)
-        weights, before = near.sum(axis=-2), atoms
-        atoms = (near * data[..., :, None]).sum(axis=-2) / np.maximum(weights, 1e-300)
-        if np.abs(atoms - before).max() < 1e-12:
-            break
-    return weights, atoms
+    phi, distance = np.broadcast_arrays(np.asarray(phi, float), np.asarray(distance, float))
+    with jax.enable_x64(True):  # the exact answer that others are compared with
+        found = _limits(*(jnp.asarray(v.ravel()) for v in (phi, distance)), jnp.asarray(rate))
+    weights, places = (np.asarray(v).reshape(*phi.shape, 2) for v in found)
+    return weights, np.where(weights > 0, places, places[..., ::-1])
+
+
+@jax.jit
+def _limits(phi: Array, distance: Array, rate: Array) -> tuple[Array, Array]:
+    line = Grid.uniform(-1.0, 1.0, 81)
+
+    def one(phi: Array, distance: Array) -> tuple[Array, Array]:
+        half = distance / 2
+        points = (half + 0.5) * line.points.astype(phi.dtype)
+        reward = rewards.quadratic(jnp.stack([-half, half]), rate)
+        land = Landscape(rewards=reward(points).T, points=points, reward=reward)
+        limit = density.solve_limit(land, jnp.stack([phi, 1 - phi]), refine=True)
+        assert limit.points is not None  # the landscape has points
+        return limit.weights, limit.points[:, 0]
+
+    return jax.vmap(one)(phi, distance)
 
 
 def limit_rewards(config: dict[str, Any], phi: float, distance: Any, gamma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -226,21 +227,6 @@ def limit_rewards(config: dict[str, Any], phi: float, distance: Any, gamma: floa
     values = -gamma * (atoms[..., None, :] - mu[..., :, None]) ** 2
     mean = (weights[..., None, :] * values).sum(axis=-1)
     return mean, (weights[..., None, :] * (values - mean[..., None]) ** 2).sum(axis=-1)
-
-
-def transition(config: dict[str, Any], phi: float, gamma: float, pool_size: float) -> float:
-    """The distance up to which all mass in one point, the mean `sum_i phi_i mu_i`, is stable.
-
-    `d = sqrt(K / (K - 2) temperature / (2 gamma phi (1 - phi)))`
-
-    A little mass a little away from that point grows if `W = sum_i phi_i K e^u_i / (e^u_i + K - 1)` exceeds 1 there,
-    where `u_i` is what reward i gains, divided by the temperature; the distance follows to second order in the
-    displacement. For an infinite pool and phi = 1/2 it is `sqrt(2 temperature / gamma)`, where one mode becomes two in
-    the limit; for other phi a second mode can appear sooner. At K = 2 the point is stable at every distance.
-    """
-    factor = 1.0 if math.isinf(pool_size) else math.inf if pool_size <= 2 else pool_size / (pool_size - 2)
-    conflict = 2 * gamma * phi * (1 - phi)
-    return math.sqrt(factor * config["temperature"] / conflict) if conflict > 0 else math.inf
 
 
 def spread(ds: xr.Dataset) -> xr.DataArray:

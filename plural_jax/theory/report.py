@@ -168,11 +168,7 @@ class Audit:
             _table("Results", self.results),
             Text(foot),
         ]
-        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False, highlight=False)
-        for part in parts:
-            console.print(part)
-        text = console.file.getvalue()
-        return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+        return as_text(*parts)
 
     def _cells(self) -> list[tuple[str, Cell]]:
         cells = []
@@ -181,6 +177,15 @@ class Audit:
         if self.winner is not None:
             cells.append(("Most mass outside at the end", self.winner))
         return cells
+
+
+def as_text(*parts: Any) -> str:
+    """What rich would print, without colors and trailing blanks, in `WIDTH` columns."""
+    written = io.StringIO()
+    console = Console(file=written, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
 
 
 def _table(title: str, statements: tuple[Statement, ...]) -> Table:
