@@ -35,6 +35,10 @@ def test_axis_words_refused(words):
         (["sweep", "--temperature", "0"], "temperature must be positive"),
         (["sweep", "--num", "0"], "num (an empty grid has no cells) must be a whole number of at least 1, got 0"),
         (["run", "c9", "--num-steps", "0"], "num_steps must be a whole number of at least 1, got 0"),
+        (["run", "phase", "--num-preferences", "1"], "num_preferences must be whole numbers of at least 2, got 1"),
+        (["limit", "--phi", "0.3", "0.3"], "phi must sum to 1"),
+        (["limit", "--rewards", "nowhere.csv"], "rewards='nowhere.csv' is not a file"),
+        (["audit", "--eps", "-1"], "eps must not be negative"),
     ],
 )
 def test_one_sentence_and_no_traceback(words, message, tmp_path, capsys):

@@ -54,6 +54,10 @@ def all_together(phi, dtype):
     return pj.density.accumulate(pj.density.mix_real(process, np.zeros(5), weight=0.1))
 
 
+def to_limit(phi, dtype):
+    return pj.density.to_limit(pj.Landscape(rewards=REWARDS.astype(dtype)), jnp.stack([phi, 1 - phi]))
+
+
 #: Every process of the library, as a function of a weight phi and a floating type. New processes are added here.
 PROCESSES = {
     "large_pool": large_pool,
@@ -68,6 +72,7 @@ PROCESSES = {
     "mix_real": mix_real,
     "accumulate": accumulate,
     "all_together": all_together,
+    "to_limit": to_limit,
 }
 STEPS = 6
 
@@ -87,7 +92,7 @@ def test_protocol(name, dtype):
     after, info = jax.jit(process.step)(key, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
-    assert all(x.dtype == dtype for x in jax.tree.leaves(info))
+    assert all(x.dtype == dtype for x in jax.tree.leaves(info) if jnp.issubdtype(x.dtype, jnp.floating))
 
     # A Python loop over step, and run.
     looped, infos = state, []

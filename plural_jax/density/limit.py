@@ -108,8 +108,8 @@ def solve_limit(
         temperature: tau of the choice rule, positive, in units of reward.
         refine: move the atoms off the grid, to where the limit has them among all x. Needs a landscape made by
             `Landscape.on` from a reward that is a smooth function; where it is flat, atoms stay. `points`, `weights`, `log_z`
-            and `objective` are then of the moved atoms, and their derivatives take the moving into account; `log_p` and
-            `support` remain those of the grid.
+            and `objective` are then of the moved atoms, and their derivatives take the moving into account; `support` holds
+            the grid atoms nearest to them and `log_p` remains that of the grid.
 
     Returns:
         A `Limit` in the landscape's floating type. It is `converged` with a gap of at most 1e-10 in float64 and 1e-5 in
@@ -140,7 +140,7 @@ def solve_limit(
     if landscape.points is None:
         return limit
     limit = limit._replace(points=landscape.points[limit.support])
-    return refined(landscape, given, limit) if refine else limit
+    return refined(landscape, given, limit, jnp.asarray(initial) > -jnp.inf) if refine else limit
 
 
 @jax.jit

@@ -39,6 +39,8 @@ MAX_PASSES = 100
 _MAX_ITERATIONS = 60
 _STEPS = tuple(0.8**k for k in range(16))
 _CENTRALITY = 1e-2
+#: Atoms that are looked at together, so that m rows of them and of what is computed from them stay in cache.
+_CHUNK = 2048
 
 
 class Atoms(NamedTuple):
@@ -66,7 +68,7 @@ def find_atoms(tilt: Array, phi: Array, tolerance: Array) -> Atoms:
     Returns:
         3 m slots.
     """
-    m, n = tilt.shape
+    m = tilt.shape[0]
     first, best = _argmax(tilt)
     start = _Slots(
         jnp.concatenate([first, jnp.zeros((2 * m,), jnp.int32)]),
@@ -78,14 +80,11 @@ def find_atoms(tilt: Array, phi: Array, tolerance: Array) -> Atoms:
         """One atom for each preference, in use where it improves the answer; and the largest W."""
         z = dot(tilt[:, slots.atom], slots.weight)
         u = jnp.where(phi > 0, phi / jnp.where(z > 0, z, 1.0), 0.0)
-        w = dot(u, tilt)
-        terms = u[:, None] * tilt
-        own = terms >= jnp.max(terms, axis=0)
-        index, value = _argmax(jnp.where(own, w, 0.0))
+        index, value, highest = _local_maxima(u, tilt, 1.0 + 0.1 * tolerance)
         known = jnp.any((index[:, None] == slots.atom) & slots.used, axis=1)
         new = (value > 1.0 + 0.1 * tolerance) & ~known
         new = new & _is_first(jnp.where(new, index, -1))
-        return _Slots(index, jnp.zeros((m,), tilt.dtype), new), jnp.max(value)
+        return _Slots(index, jnp.zeros((m,), tilt.dtype), new), highest
 
     def one_pass(c: _Pass) -> _Pass:
         solved = _resolve(tilt, phi, c.slots, tolerance)
@@ -116,6 +115,40 @@ class _Pass(NamedTuple):
     slots: _Slots
     done: Array
     num_passes: Array
+
+
+def _local_maxima(u: Array, tilt: Array, least: Array) -> tuple[Array, Array, Array]:
+    """For each preference the atom of largest W among those where its own term is the largest, and that W; the largest W.
+
+    Where no atom of a preference has a W above `least`, it may be any of its atoms, and its W zero.
+    """
+    m, n = tilt.shape
+
+    def of(part: Array) -> tuple[Array, Array]:
+        terms = u[:, None] * part
+        own = terms >= jnp.max(terms, axis=0)
+        return _argmax(jnp.where(own, jnp.sum(terms, axis=0), 0.0))
+
+    if n <= 2 * _CHUNK:
+        index, value = of(tilt)
+        return index, value, jnp.max(value)
+
+    def next_chunk(c: tuple[Array, Array, Array], start: Array) -> tuple[tuple[Array, Array, Array], None]:
+        index, value, highest = c
+        start = jnp.minimum(start, jnp.int32(n - _CHUNK))  # the last chunk is a full one too and repeats some atoms
+        part = jax.lax.dynamic_slice_in_dim(tilt, start, _CHUNK, axis=1)
+        here = jnp.max(dot(u, part))
+
+        def improved() -> tuple[Array, Array]:
+            at, w = of(part)
+            return jnp.where(w > value, at + start, index), jnp.maximum(w, value)
+
+        # One product tells that most chunks have nothing to say.
+        index, value = jax.lax.cond(here > least, improved, lambda: (index, value))
+        return (index, value, jnp.maximum(highest, here)), None
+
+    first = (jnp.zeros((m,), jnp.int32), jnp.zeros((m,), tilt.dtype), jnp.zeros((), tilt.dtype))
+    return jax.lax.scan(next_chunk, first, jnp.arange(0, n, _CHUNK, dtype=jnp.int32))[0]
 
 
 def _resolve(tilt: Array, phi: Array, slots: _Slots, tolerance: Array) -> _Slots:

@@ -31,26 +31,30 @@ class _Free(NamedTuple):
     u: Array
 
 
-def refined(landscape: Any, given: Problem, limit: Any) -> Any:
+def refined(landscape: Any, given: Problem, limit: Any, inside: Array) -> Any:
     """The limit with its atoms moved off the grid; unchanged but not `converged` where Newton's method fails.
 
     Args:
         landscape: with points and a reward.
         given: the problem that the limit solves.
         limit: the limit on the grid.
+        inside: the atoms that may get mass, bool [n]. Atoms may move within the box that they span.
+
+    Returns:
+        A `Limit` whose `support` holds the grid atom nearest to each moved one, so that `support`, `weights` and `points`
+        still speak of the same atoms slot by slot.
     """
-    return _refined(landscape, given, limit)
+    return _refined(landscape, given, limit, inside)
 
 
 @jax.jit
-def _refined(landscape: Any, given: Problem, limit: Any) -> Any:
+def _refined(landscape: Any, given: Problem, limit: Any, inside: Array) -> Any:
     phi = given.phi
     asked = phi > 0
     reward, temperature = landscape.reward, given.temperature
     # Multipliers and tilts relative to the limit's own normalizers: everything is of order one.
     level = jax.lax.stop_gradient(limit.log_z)
     stopped = jax.lax.stop_gradient(limit)
-    inside = landscape.log_measure > -jnp.inf
     lowest = jnp.min(jnp.where(inside[:, None], landscape.points, jnp.inf), axis=0)
     highest = jnp.max(jnp.where(inside[:, None], landscape.points, -jnp.inf), axis=0)
 
@@ -117,9 +121,17 @@ def _refined(landscape: Any, given: Problem, limit: Any) -> Any:
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(good, new, old)
 
+    def nearest(place: Array) -> Array:
+        squared = jnp.sum((landscape.points - place) ** 2, axis=1)
+        return jnp.argmin(jnp.where(inside, squared, jnp.inf)).astype(limit.support.dtype)
+
+    # One atom at a time: the distances of all of them would be m tables of the size of the grid.
+    support = jnp.where(slot, jax.lax.map(nearest, jax.lax.stop_gradient(x)), -1)
+    order = jnp.argsort(jnp.where(slot, support, landscape.num_atoms))  # empty slots last, as on the grid
     return limit._replace(
-        points=choose(x, limit.points),
-        weights=choose(jnp.where(slot, w, 0.0), limit.weights),
+        support=choose(support[order], limit.support),
+        points=choose(x[order], limit.points),
+        weights=choose(jnp.where(slot, w, 0.0)[order], limit.weights),
         log_z=choose(log_z, limit.log_z),
         objective=choose(objective, limit.objective),
         gap=choose(jax.lax.stop_gradient(gap), limit.gap),

@@ -199,27 +199,27 @@ def _plane(config: dict[str, Any]) -> Figure:
     grid = Grid.uniform([-3.0, -3.0], [3.0, 3.0], [61, 61])
 
     @jax.jit
-    def solve(gamma: Array) -> tuple[density.Limit, density.LimitInfo]:
+    def solve(gamma: Array) -> density.LimitInfo:
         land = Landscape.on(grid, rewards.quadratic(centers, gamma))
-        limit = density.solve_limit(land, phi, temperature=config["temperature"], refine=True)
         process = density.to_limit(land, phi, temperature=config["temperature"], refine=True)
-        return limit, process.step(None, process.init())[1]
+        return process.step(None, process.init())[1]
 
     figure, axes = figures.panels(len(gammas), width=3.6, height=3.9, sharex=True, sharey=True)
     for ax, gamma in zip(axes[0], gammas, strict=True):
-        limit, info = jax.tree.map(np.asarray, solve(jnp.asarray(gamma)))
-        used = limit.weights > 0
-        squared = ((centers[:, None] - limit.points) ** 2).sum(-1)
-        share = phi[:, None] * np.exp(-gamma / config["temperature"] * squared - limit.log_z[:, None])
+        info = jax.tree.map(np.asarray, solve(jnp.asarray(gamma)))
+        used = info.mode_mass > 0
+        squared = ((centers[:, None] - info.mode_point) ** 2).sum(-1)
+        share = phi[:, None] * np.exp(-gamma / config["temperature"] * squared - info.log_z[:, None])
         for i in range(size):
-            for k in np.flatnonzero(used & (share[i] * limit.weights > 0.05 * phi[i])):
-                part = share[i, k] * limit.weights[k] / phi[i]
-                line = np.stack([centers[i], limit.points[k]])
+            for k in np.flatnonzero(used & (share[i] * info.mode_mass > 0.05 * phi[i])):
+                part = share[i, k] * info.mode_mass[k] / phi[i]
+                line = np.stack([centers[i], info.mode_point[k]])
                 ax.plot(*line.T, color="0.55", lw=2.2 * part, zorder=1)
         own = info.own_mode
         blue, orange = figures.PREFERENCE_COLORS[0], figures.PREFERENCE_COLORS[1]
         ax.scatter(*centers.T, s=900 * phi, c=[blue if o else "white" for o in own], ec=blue, lw=1.4, zorder=2)
-        ax.scatter(*limit.points[used].T, s=900 * limit.weights[used], marker="*", c=orange, ec="k", lw=0.4, zorder=3)
+        stars = {"marker": "*", "c": orange, "ec": "k", "lw": 0.4, "zorder": 3}
+        ax.scatter(*info.mode_point[used].T, s=900 * info.mode_mass[used], **stars)
         ax.set(
             title=f"γ = {gamma:g}: {int(own.sum())} of {size} keep their own mode",
             xlim=(-3.6, 3.6),

@@ -44,6 +44,7 @@ def log_nash_product(weight: ArrayLike, phi: ArrayLike, means: ArrayLike) -> Arr
     return _log_product(jnp.asarray(weight, mu.dtype), jnp.asarray(phi, mu.dtype), mu)
 
 
+@jax.jit
 def _log_product(weight: Array, phi: Array, mu: Array) -> Array:
     first = weight * mu[0, 0] + (1 - weight) * mu[0, 1] - mu[0, 1]
     second = weight * mu[1, 0] + (1 - weight) * mu[1, 1] - mu[1, 0]
@@ -83,8 +84,17 @@ def nash_weight(phi: ArrayLike, means: ArrayLike) -> Array:
     check_weight(phi, "phi")
     check_means(means)
     mu = as_float(means)
-    favors = (mu[0, 0] > mu[0, 1]) & (mu[1, 1] > mu[1, 0])
-    return jnp.where(favors, jnp.asarray(phi, mu.dtype), jnp.nan)
+    return _closed_form(jnp.asarray(phi, mu.dtype), mu)
+
+
+@jax.jit
+def _closed_form(phi: Array, mu: Array) -> Array:
+    return jnp.where(_favors(mu), phi, jnp.nan)
+
+
+def _favors(mu: Array) -> Array:
+    """Whether each preference favors its own basin, []."""
+    return (mu[0, 0] > mu[0, 1]) & (mu[1, 1] > mu[1, 0])
 
 
 def nash_weight_search(phi: ArrayLike, means: ArrayLike) -> Array:
@@ -127,8 +137,7 @@ def _search(phi: Array, mu: Array) -> Array:
         return jnp.where(rising, middle, low), jnp.where(rising, high, middle)
 
     low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros_like(phi), jnp.ones_like(phi)))
-    favors = (mu[0, 0] > mu[0, 1]) & (mu[1, 1] > mu[1, 0])
-    return jnp.where(favors, (low + high) / 2, jnp.nan)
+    return jnp.where(_favors(mu), (low + high) / 2, jnp.nan)
 
 
 def check_means(means: ArrayLike) -> None:

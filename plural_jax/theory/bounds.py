@@ -123,7 +123,12 @@ def outside_mass_bound(outside_mass: ArrayLike, rho: ArrayLike, num_steps: Array
         if value is not None and not (value >= 0).all():
             raise ValueError(f"{name} must not be negative, got {_validate.shown(value)}.")
     rho = as_float(rho)
-    return jnp.minimum(jnp.asarray(outside_mass, rho.dtype) * rho ** jnp.asarray(num_steps, rho.dtype), 1)
+    return _mass_bound(jnp.asarray(outside_mass, rho.dtype), rho, jnp.asarray(num_steps, rho.dtype))
+
+
+@jax.jit
+def _mass_bound(outside_mass: Array, rho: Array, num_steps: Array) -> Array:
+    return jnp.minimum(outside_mass * rho**num_steps, 1)
 
 
 def _named(outside_mass: ArrayLike, rho: ArrayLike, num_steps: ArrayLike) -> list[tuple[ArrayLike, str]]:
@@ -160,8 +165,12 @@ def basin_weight_bounds(phi: ArrayLike, kappa: ArrayLike) -> tuple[Array, Array]
         raise ValueError(f"kappa must hold the two leakages (kappa_1, kappa_2), got shape {np.shape(kappa)}.")
     check_weight(phi, "phi")
     kappa = as_float(kappa)
+    return _weight_bounds(jnp.asarray(phi, kappa.dtype), kappa)
+
+
+@jax.jit
+def _weight_bounds(phi: Array, kappa: Array) -> tuple[Array, Array]:
     dtype = kappa.dtype
-    phi = jnp.asarray(phi, dtype)
     first, second = (jnp.where(k < 1, k, jnp.zeros((), dtype)) for k in (kappa[0], kappa[1]))
     lower = jnp.where(kappa[0] < 1, jnp.maximum(phi - first, 0) / (1 - first), jnp.zeros((), dtype))
     upper = jnp.where(kappa[1] < 1, jnp.minimum(phi / (1 - second), 1), jnp.ones((), dtype))

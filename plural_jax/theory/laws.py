@@ -164,7 +164,11 @@ def between_basin_variance(weights: ArrayLike, means: ArrayLike) -> Array:
 
     Source: Thm. 6 (Thm. B.6).
     """
-    weights, means = _mixture(weights, means)
+    return _between(*_mixture(weights, means))
+
+
+@jax.jit
+def _between(weights: Array, means: Array) -> Array:
     deviation = means - dot(means, weights)[:, None]
     return dot(deviation * deviation, weights)
 
@@ -196,8 +200,12 @@ def variance_gap_floor(weight: ArrayLike, gaps: ArrayLike, *, eps: ArrayLike = 0
     if np.shape(gaps) != (2,):
         raise ValueError(f"gaps must hold (Delta_1, Delta_2), got shape {np.shape(gaps)}.")
     delta = as_float(gaps)
-    a = jnp.asarray(weight, delta.dtype)
-    return a * (1 - a) * jnp.maximum(delta - 2 * jnp.asarray(eps, delta.dtype), 0) ** 2
+    return _gap_floor(*(jnp.asarray(v, delta.dtype) for v in (weight, delta, eps)))
+
+
+@jax.jit
+def _gap_floor(weight: Array, gaps: Array, eps: Array) -> Array:
+    return weight * (1 - weight) * jnp.maximum(gaps - 2 * eps, 0) ** 2
 
 
 def plateau_spread(landscape: Landscape, *, eps: ArrayLike = 0.1) -> Array:
@@ -298,7 +306,11 @@ def plateau_weight(phi: ArrayLike, kappa: ArrayLike) -> Array:
     if np.shape(kappa) != (2,):
         raise ValueError(f"kappa must hold the two leakages (k_1, k_2), got shape {np.shape(kappa)}.")
     k = as_float(kappa)
-    phi = jnp.asarray(phi, k.dtype)
+    return _plateau_weight(jnp.asarray(phi, k.dtype), k)
+
+
+@jax.jit
+def _plateau_weight(phi: Array, k: Array) -> Array:
     first, second = (jnp.where(x < 1, x, 0) for x in (k[0], k[1]))
     weight = (phi * (1 - first * second) / (1 - second) - first) / (1 - first)
     return jnp.where(jnp.all(k < 1), jnp.clip(weight, 0, 1), jnp.nan)
@@ -330,11 +342,15 @@ def fair_share_floor(landscape: Landscape, phi: ArrayLike, *, temperature: Array
     """
     _validate.simplex(phi, "phi", landscape.num_preferences)
     _validate.positive(temperature, "temperature")
+    return _share_floor(landscape, *(jnp.asarray(v, landscape.dtype) for v in (phi, temperature)))
+
+
+@jax.jit
+def _share_floor(landscape: Landscape, phi: Array, temperature: Array) -> Array:
     inside = landscape._log_measure > -jnp.inf
     best = jnp.max(jnp.where(inside, landscape.rewards, -jnp.inf), axis=1)
-    phi = jnp.asarray(phi, landscape.dtype)
     log_phi = jnp.where(phi > 0, jnp.log(jnp.where(phi > 0, phi, 1)), -jnp.inf)
-    return log_phi + best / jnp.asarray(temperature, landscape.dtype)
+    return log_phi + best / temperature
 
 
 def _mixture(weights: ArrayLike, means: ArrayLike) -> tuple[Array, Array]:

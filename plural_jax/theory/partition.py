@@ -132,7 +132,11 @@ def partition_weight_bounds(phi: ArrayLike, kappa: ArrayLike) -> tuple[Array, Ar
 
     Source: Appendix B.4; Lemma 4 (B.5).
     """
-    phi, kappa = _checked(phi, kappa)
+    return _weight_bounds(*_checked(phi, kappa))
+
+
+@jax.jit
+def _weight_bounds(phi: Array, kappa: Array) -> tuple[Array, Array]:
     largest = _largest_leakage(kappa)
     separated = largest < 1
     safe = jnp.where(separated, largest, 0)
@@ -164,7 +168,11 @@ def partition_constant(phi: ArrayLike, kappa: ArrayLike) -> Array:
 
     Source: Appendix B.4; the constant is derived here.
     """
-    phi, kappa = _checked(phi, kappa)
+    return _constant(*_checked(phi, kappa))
+
+
+@jax.jit
+def _constant(phi: Array, kappa: Array) -> Array:
     if phi.shape[0] == 1:
         return jnp.zeros((), kappa.dtype)
     most = jnp.max(_largest_leakage(kappa))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -57,7 +58,11 @@ def transition_distance(
     check_weight(phi, "phi")
     _validate.positive(temperature, "temperature")
     gamma = as_float(gamma)
-    phi, tau, k = (jnp.asarray(v, gamma.dtype) for v in (phi, temperature, pool_size))
+    return _distance(gamma, *(jnp.asarray(v, gamma.dtype) for v in (phi, temperature, pool_size)))
+
+
+@jax.jit
+def _distance(gamma: Array, phi: Array, tau: Array, k: Array) -> Array:
     # 1 - 2 / K is (K - 2) / K with an infinite K allowed.
     conflict = 2 * gamma * phi * (1 - phi) * (1 - 2 / k)
     some = conflict > 0
