@@ -39,7 +39,10 @@ def test_the_limit_of_a_table_of_rewards(rng, tmp_path, capsys):
 
 def test_the_limit_of_functions_is_off_the_grid(capsys):
     # Atoms at +-x with x = tanh(2 gamma d/2 x) d/2, none of which a grid of 41 points has.
-    assert cli.main(["limit", "--reward", "quadratic", "--centers", "-1.5", "1.5", "--phi", "0.5", "0.5", "--num", "41"]) == 0
+    assert (
+        cli.main(["limit", "--reward", "quadratic", "--centers", "-1.5", "1.5", "--phi", "0.5", "0.5", "--num", "41"])
+        == 0
+    )
     text = capsys.readouterr().out
     x = 1.5
     for _ in range(200):
