@@ -94,22 +94,15 @@ def test_protocol(name, dtype):
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
     assert all(x.dtype == dtype for x in jax.tree.leaves(info) if jnp.issubdtype(x.dtype, jnp.floating))
 
-    # A Python loop over step, and run.
+    # A Python loop over step.
     looped, infos = state, []
     step = jax.jit(process.step)
     for t in range(STEPS):
         looped, info = step(jax.random.fold_in(key, t), looped)
         infos.append(info)
-    final, trace = pj.run(process, state, STEPS, key=key)
     expected = jax.tree.map(lambda *x: jnp.stack(x), *infos)
 
-    def close(a, b):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
-
-    close(final, looped)
-    close(trace, expected)
-
-    # vmap over the number that everybody maps over; and a new number compiles nothing.
+    # run, under jit and vmap over the number that everybody maps over; and a new number compiles nothing.
     traces = []
 
     @jax.jit
@@ -125,7 +118,24 @@ def test_protocol(name, dtype):
     batch = many(jnp.asarray([0.3, 0.8], dtype))
     many(jnp.asarray([0.2, 0.4], dtype))
     assert len(traces) == 1
-    close(jax.tree.map(lambda x: x[0], batch), (final, trace))
+
+    def close(a, b):
+        np.testing.assert_allclose(a[0], b, rtol=tolerance, atol=tolerance)
+
+    jax.tree.map(close, batch, (looped, expected))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_run_of_a_process_is_its_steps(name):
+    """Without any transformation around it, and in pieces."""
+    process, key, meter = PROCESSES[name](jnp.asarray(0.3), np.float64), jax.random.key(0), Counter()
+    final, trace = pj.run(process, process.init(), 4, key=key, progress=meter)
+    assert meter.seen == 4
+    state, step = process.init(), jax.jit(process.step)
+    for t in range(4):
+        state, info = step(jax.random.fold_in(key, t), state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), final, state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[-1], b, rtol=1e-11, atol=1e-11), trace, info)
 
 
 def test_run_does_not_retrace_when_numbers_change():
