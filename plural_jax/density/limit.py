@@ -25,7 +25,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, dot, problem
-from plural_jax.density.limit_atoms import find_atoms, reduce, solve_linear
+from plural_jax.density.limit_atoms import find_atoms, smallest, solve_linear
 from plural_jax.density.limit_refine import refined
 from plural_jax.density.tilt import large_pool_log_multiplier
 from plural_jax.landscape import Landscape, check_log_mass, normalize
@@ -156,7 +156,8 @@ def _solve(given: Problem, initial: Array) -> Limit:
 
     fixed, fixed_phi = jax.lax.stop_gradient((tilt, phi))
     atoms = find_atoms(fixed, fixed_phi, jnp.asarray(digits.gap, initial.dtype))
-    index, weight = _smallest(fixed, fixed_phi, atoms.atom, atoms.weight)
+    few, weight = smallest(fixed[:, atoms.atom], fixed_phi, atoms.weight, digits.gap)
+    index = atoms.atom[few]
     weight = _with_derivatives(tilt[:, index], phi, weight)
 
     log_p, unique = _reached(given, initial, fixed, index, weight, digits)
@@ -183,15 +184,6 @@ def _solve(given: Problem, initial: Array) -> Limit:
         converged=gap <= (1e-10 if digits.gap < 1e-10 else 1e-5),
         unique=unique,
     )
-
-
-def _smallest(tilt: Array, phi: Array, index: Array, weight: Array) -> tuple[Array, Array]:
-    """At most m of the atoms, with masses for the same normalizers, [m] each."""
-    table = tilt[:, index]
-    z = dot(table, weight)
-    u = jnp.where(phi > 0, phi / jnp.where(z > 0, z, 1.0), 0.0)
-    weight, heaviest = jax.lax.top_k(reduce(u[:, None] * table, weight, phi.shape[0]), phi.shape[0])
-    return index[heaviest], weight / jnp.sum(weight)
 
 
 def _with_derivatives(table: Array, phi: Array, weight: Array) -> Array:

@@ -80,7 +80,7 @@ def find_atoms(tilt: Array, phi: Array, tolerance: Array) -> Atoms:
         """One atom for each preference, in use where it improves the answer; and the largest W."""
         z = dot(tilt[:, slots.atom], slots.weight)
         u = jnp.where(phi > 0, phi / jnp.where(z > 0, z, 1.0), 0.0)
-        index, value, highest = _local_maxima(u, tilt, 1.0 + 0.1 * tolerance)
+        index, value, highest = local_maxima(u, tilt, 1.0 + 0.1 * tolerance)
         known = jnp.any((index[:, None] == slots.atom) & slots.used, axis=1)
         new = (value > 1.0 + 0.1 * tolerance) & ~known
         new = new & _is_first(jnp.where(new, index, -1))
@@ -117,7 +117,7 @@ class _Pass(NamedTuple):
     num_passes: Array
 
 
-def _local_maxima(u: Array, tilt: Array, least: Array) -> tuple[Array, Array, Array]:
+def local_maxima(u: Array, tilt: Array, least: Array) -> tuple[Array, Array, Array]:
     """For each preference the atom of largest W among those where its own term is the largest, and that W; the largest W.
 
     Where no atom of a preference has a W above `least`, it may be any of its atoms, and its W zero.
@@ -283,13 +283,33 @@ def solve_on(table: Array, phi: Array, start: Array, tolerance: Array) -> Array:
     return w / jnp.sum(w)
 
 
-def reduce(table: Array, weight: Array, most: int) -> Array:
+def smallest(table: Array, phi: Array, weight: Array, gap: float) -> tuple[Array, Array]:
+    """At most m of S atoms that have the same normalizers: which ones [m], and their masses [m], zero in slots to spare.
+
+    Args:
+        table: tilts of the atoms, [m, S].
+        phi: [m].
+        weight: masses, [S].
+        gap: the certificate of these masses.
+    """
+    z = dot(table, weight)
+    u = jnp.where(phi > 0, phi / jnp.where(z > 0, z, 1.0), 0.0)
+    # An interior point leaves traces of mass where W is below 1. They are no atoms, and count for less than the certificate.
+    share = jnp.max(table * weight / jnp.where(z > 0, z, 1.0)[:, None], axis=0)
+    weight = jnp.where((share < gap) & (dot(u, table) < 1.0 - 2 * gap), 0.0, weight)
+    # A preference that is never asked needs no atom; one too many would leave the masses, and derivatives, undetermined.
+    few = reduce(u[:, None] * table, weight, jnp.sum(phi > 0))
+    weight, heaviest = jax.lax.top_k(few, phi.shape[0])
+    return heaviest, weight / jnp.sum(weight)
+
+
+def reduce(table: Array, weight: Array, most: Array | int) -> Array:
     """Masses on at most `most` of the atoms that leave every normalizer `table @ weight` as it is (Caratheodory).
 
     Args:
         table: scaled tilts `u_i e_i(x_k)`, [m, S].
         weight: masses, [S].
-        most: at least m.
+        most: at least the number of rows that are not zero.
     """
     # Normalizers fix the total mass too: every atom of the answer has sum_i u_i e_i = 1.
 

@@ -6,10 +6,13 @@ multipliers u_i solve
     W(x_k) = 1,   grad W(x_k) = 0,   u_i sum_k w_k e_i(x_k) = phi_i.
 
 The limit on the grid is next to the solution: atoms between which W has no valley are the same one, seen through the grid.
+On a coarse grid an atom may be missing, because a narrow peak of W passes between the grid's points. So each solution is
+examined: W is climbed from many places, and where a top is above 1 it joins the atoms and everything is solved again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +21,30 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from plural_jax.density.core import Problem, dot
-from plural_jax.density.limit_atoms import solve_linear
+from plural_jax.density.limit_atoms import local_maxima, smallest, solve_linear, solve_on
 
 _MAX_ITERATIONS = 30
+_MAX_PASSES = 20
+#: Steps of a climb. Newton's method from a tenth of a standard deviation needs five; those that come from far need more.
+_CLIMB = 40
+
+
+class _Digits(NamedTuple):
+    """What a floating type allows.
+
+    Attributes:
+        tolerance: residual at which Newton's method stops.
+        accepted: residual of a solution; slopes of W round off with the reward's.
+        gap: certificate that a `Limit` promises.
+    """
+
+    tolerance: float
+    accepted: float
+    gap: float
+
+    @classmethod
+    def of(cls, dtype: Any) -> _Digits:
+        return cls(1e-13, 1e-11, 1e-10) if jnp.finfo(dtype).bits == 64 else cls(2e-6, 1e-4, 1e-5)
 
 
 class _Free(NamedTuple):
@@ -29,6 +53,72 @@ class _Free(NamedTuple):
     w: Array
     x: Array
     u: Array
+
+
+class _Search(NamedTuple):
+    """The state of the search.
+
+    Attributes:
+        free: masses, places, multipliers.
+        held: coordinates that the equations keep where they are, bool [m, d], and `at` where, [m, d].
+        good: whether `free` solves the equations of its atoms.
+        done: whether no top of W above 1 was found.
+        num_passes: solutions examined.
+    """
+
+    free: _Free
+    held: Array
+    at: Array
+    good: Array
+    done: Array
+    num_passes: Array
+
+
+class _Surface(NamedTuple):
+    """The tilts as functions of x, in units of the grid limit's normalizers, so that everything is of order one."""
+
+    reward: Any
+    temperature: Array
+    phi: Array
+    level: Array
+
+    @property
+    def asked(self) -> Array:
+        return self.phi > 0
+
+    def log_tilts(self, x: Array) -> Array:
+        """r_i(x) / tau for places [s, d], [m, s]."""
+        return self.reward(x).astype(self.level.dtype).T / self.temperature
+
+    def tilts(self, x: Array) -> Array:
+        """e_i(x) / Z_i, [m, s]; capped, so that a step too far stays finite, and zero for those that are not asked."""
+        capped = jnp.exp(jnp.minimum(self.log_tilts(x) - self.level[:, None], 60.0))
+        return jnp.where(self.asked[:, None], capped, 0.0)
+
+    def height(self, u: Array, x: Array) -> Array:
+        """W at one place x [d]."""
+        return dot(u, self.tilts(x[None]))[0]
+
+    def slopes(self, u: Array, x: Array) -> Array:
+        return jax.vmap(jax.grad(self.height, argnums=1), (None, 0))(u, x)
+
+    def multipliers(self, table: Array, w: Array) -> Array:
+        """u_i = phi_i / Z_i of masses on atoms with these tilts."""
+        return jnp.where(self.asked, self.phi / jnp.where(self.asked, dot(table, w), 1.0), 0.0)
+
+    def residual(self, slot: Array, held: Array, at: Array) -> Callable[[_Free], _Free]:
+        """What is zero at the solution: as many numbers as there are unknowns."""
+
+        def of(free: _Free) -> _Free:
+            w, x, u = free
+            table = self.tilts(x)
+            return _Free(
+                jnp.where(slot, dot(u, table) - 1.0, w),
+                jnp.where(held, x - at, self.slopes(u, x)),
+                jnp.where(self.asked, u * dot(table, w) - self.phi, u),
+            )
+
+        return of
 
 
 def refined(landscape: Any, given: Problem, limit: Any, inside: Array) -> Any:
@@ -51,72 +141,23 @@ def refined(landscape: Any, given: Problem, limit: Any, inside: Array) -> Any:
 def _refined(landscape: Any, given: Problem, limit: Any, inside: Array) -> Any:
     phi = given.phi
     asked = phi > 0
-    reward, temperature = landscape.reward, given.temperature
-    # Multipliers and tilts relative to the limit's own normalizers: everything is of order one.
-    level = jax.lax.stop_gradient(limit.log_z)
-    stopped = jax.lax.stop_gradient(limit)
-    lowest = jnp.min(jnp.where(inside[:, None], landscape.points, jnp.inf), axis=0)
-    highest = jnp.max(jnp.where(inside[:, None], landscape.points, -jnp.inf), axis=0)
+    surface = _Surface(landscape.reward, given.temperature, phi, jax.lax.stop_gradient(limit.log_z))
+    fixed = jax.lax.stop_gradient(surface)
+    search = _search(fixed, *jax.lax.stop_gradient((landscape.points, landscape.rewards, limit)), inside)
 
-    def tilts(x: Array) -> Array:
-        """e_i(x) / Z_i for x [d], [m]; capped, so that a step too far stays finite."""
-        r = reward(x[None])[0].astype(level.dtype)
-        return jnp.where(asked, jnp.exp(jnp.minimum(r / temperature - level, 60.0)), 0.0)
-
-    def height(u: Array, x: Array) -> Array:
-        return dot(u, tilts(x))
-
-    w, x = _merge(stopped.weights, stopped.points, lambda x: height(phi, x))
-    slot = w > 0
-    slope = jax.vmap(jax.grad(height, argnums=1), (None, 0))(phi, x)
-    # At the edge of the domain W may have its maximum with a slope.
-    held = ((x >= highest) & (slope > 0)) | ((x <= lowest) & (slope < 0)) | ~slot[:, None]
-    start = _Free(w, x, phi)
-
-    def residual(free: _Free) -> _Free:
-        w, x, u = free
-        table = jax.vmap(tilts, out_axes=1)(x)
-        slopes = jax.vmap(jax.grad(height, argnums=1), (None, 0))(u, x)
-        return _Free(
-            jnp.where(slot, dot(u, table) - 1.0, w),
-            jnp.where(held, x - start.x, slopes),
-            jnp.where(asked, u * dot(table, w) - phi, u),
-        )
-
-    def newton(c: tuple[_Free, Array]) -> tuple[_Free, Array]:
-        free, k = c
-        flat, back = ravel_pytree(free)
-        matrix = jax.jacfwd(lambda v: ravel_pytree(residual(back(v)))[0])(flat)
-        # Least squares: where the reward is flat, W does not say where to go, and the smallest step is none.
-        step = jnp.linalg.lstsq(matrix, -ravel_pytree(residual(free))[0])[0]
-        return back(flat + jnp.where(jnp.isfinite(step), step, 0.0)), k + 1
-
-    def size(free: _Free) -> Array:
-        return jnp.max(jnp.abs(ravel_pytree(residual(free))[0]))
-
-    # Where to stop, what to accept (slopes of W round off with the reward's), and the certificate that `Limit` promises.
-    tolerance, accepted, promised = (1e-13, 1e-11, 1e-10) if jnp.finfo(level.dtype).bits == 64 else (2e-6, 1e-4, 1e-5)
-
-    def find(_: Any, start: _Free) -> _Free:
-        going = lambda c: (size(c[0]) > tolerance) & (c[1] < _MAX_ITERATIONS)  # noqa: E731
-        return jax.lax.while_loop(going, newton, (start, jnp.zeros((), jnp.int32)))[0]
-
-    free = jax.lax.custom_root(residual, start, find, solve_linear)
-    w, x, _ = free
-    table = jax.vmap(lambda x: reward(x[None])[0].astype(level.dtype), out_axes=1)(x) / temperature
+    # The same equations once more, now as an implicit function of everything that they contain.
+    slot = search.free.w > 0
+    residual = surface.residual(slot, search.held, search.at)
+    w, x, _ = jax.lax.custom_root(residual, search.free, lambda _, found: found, solve_linear)
+    table = surface.log_tilts(x)
     log_z = jax.nn.logsumexp(table, axis=1, b=jnp.where(slot, w, 0.0))
     log_z = jnp.where(asked, log_z, limit.log_z)
-    on_grid = jnp.exp(jnp.minimum(landscape.rewards / temperature - log_z[:, None], 60.0))
+    on_grid = jnp.exp(jnp.minimum(landscape.rewards / given.temperature - log_z[:, None], 60.0))
     everywhere = jnp.where(inside, dot(phi, on_grid), 0.0)
-    gap = jnp.maximum(
-        jnp.log(
-            jnp.maximum(jnp.max(everywhere), jnp.max(jnp.where(slot, dot(phi, jnp.exp(table - log_z[:, None])), 0.0)))
-        ),
-        0.0,
-    )
+    at_atoms = jnp.where(slot, dot(phi, jnp.exp(table - log_z[:, None])), 0.0)
+    gap = jnp.maximum(jnp.log(jnp.maximum(jnp.max(everywhere), jnp.max(at_atoms))), 0.0)
     objective = jnp.sum(jnp.where(asked, phi * log_z, 0.0))
-    good = (size(free) <= accepted) & jnp.all(jnp.where(slot, w, 1.0) > 0) & (gap <= promised)
-    good = good & jnp.all(x >= lowest) & jnp.all(x <= highest)
+    good = search.good & search.done & (gap <= _Digits.of(w.dtype).gap)
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(good, new, old)
@@ -139,8 +180,79 @@ def _refined(landscape: Any, given: Problem, limit: Any, inside: Array) -> Any:
     )
 
 
-def _merge(w: Array, x: Array, height: Any) -> tuple[Array, Array]:
-    """Atoms between which W has no valley are one: the heavier keeps the mass of both, at their mean."""
+def _search(surface: _Surface, points: Array, rewards: Array, limit: Any, inside: Array) -> _Search:
+    """Solve for the atoms, climb W from many places, and solve again with what was found above 1 until nothing is."""
+    m, digits = limit.weights.shape[0], _Digits.of(limit.weights.dtype)
+    asked = surface.asked
+    lowest = jnp.min(jnp.where(inside[:, None], points, jnp.inf), axis=0)
+    highest = jnp.max(jnp.where(inside[:, None], points, -jnp.inf), axis=0)
+    log_tilt = rewards / surface.temperature - surface.level[:, None]
+    tilt = jnp.where(inside & asked[:, None], jnp.exp(jnp.minimum(log_tilt, 60.0)), 0.0)
+    always = jnp.concatenate([points[jnp.argmax(tilt, axis=1)], limit.points])
+    pairs = jnp.triu_indices(m, 1)
+
+    def one_pass(c: _Search) -> _Search:
+        w, x, _ = c.free
+        u = surface.multipliers(surface.tilts(x), w)
+        own = points[local_maxima(u, tilt, jnp.zeros((), w.dtype))[0]]
+        middle = 0.5 * (x[pairs[0]] + x[pairs[1]])
+        tops = _climb(lambda x: surface.height(u, x), jnp.concatenate([always, own, middle]), lowest, highest)
+        tops, above = _highest_apart(tops, dot(u, surface.tilts(tops)), 1.0 + 0.5 * digits.gap, m)
+        done = c.good & ~above.any()
+
+        # The best masses on the old atoms and the new ones, and the equations from there.
+        places = jnp.concatenate([x, tops])
+        used = jnp.concatenate([w > 0, above])
+        table = jnp.where(used, surface.tilts(places), 0.0)
+        masses = solve_on(
+            table, surface.phi, jnp.concatenate([w, jnp.zeros_like(w)]), jnp.asarray(0.01 * digits.gap, w.dtype)
+        )
+        few, masses = smallest(table, surface.phi, masses, digits.gap)
+        start = _Free(masses, places[few], surface.multipliers(table[:, few], masses))
+        start = _merge(start, dot(u, table)[few], lambda x: surface.height(start.u, x))
+        slot = start.w > 0
+        slope = surface.slopes(start.u, start.x)
+        # At the edge of the domain W may have its maximum with a slope.
+        held = ((start.x >= highest) & (slope > 0)) | ((start.x <= lowest) & (slope < 0)) | ~slot[:, None]
+        residual = surface.residual(slot, held, start.x)
+        free = _newton(residual, start, digits.tolerance)
+        free = free._replace(w=jnp.where(slot, free.w, 0.0))  # zero to rounding is not empty
+        good = (_size(residual(free)) <= digits.accepted) & jnp.all(jnp.where(slot, free.w, 1.0) > 0)
+        good = good & jnp.all(free.x >= lowest) & jnp.all(free.x <= highest)
+        # Where Newton's method fails, an atom more may help.
+        free = jax.tree.map(lambda new, old: jnp.where(good, new, old), free, start)
+        new = _Search(free, held, start.x, good, done, c.num_passes + 1)
+        return jax.tree.map(lambda old, new: jnp.where(done, old, new), c._replace(done=done), new)
+
+    no = jnp.zeros((), bool)
+    start = _Free(limit.weights, limit.points, surface.phi)
+    first = _Search(start, jnp.zeros(start.x.shape, bool), start.x, no, no, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(lambda c: ~c.done & (c.num_passes < _MAX_PASSES), one_pass, first)
+
+
+def _newton(residual: Callable[[_Free], _Free], start: _Free, tolerance: float) -> _Free:
+    def step(c: tuple[_Free, Array]) -> tuple[_Free, Array]:
+        free, k = c
+        flat, back = ravel_pytree(free)
+        matrix = jax.jacfwd(lambda v: ravel_pytree(residual(back(v)))[0])(flat)
+        # Least squares: where the reward is flat, W does not say where to go, and the smallest step is none.
+        change = jnp.linalg.lstsq(matrix, -ravel_pytree(residual(free))[0])[0]
+        return back(flat + jnp.where(jnp.isfinite(change), change, 0.0)), k + 1
+
+    going = lambda c: (_size(residual(c[0])) > tolerance) & (c[1] < _MAX_ITERATIONS)  # noqa: E731
+    return jax.lax.while_loop(going, step, (start, jnp.zeros((), jnp.int32)))[0]
+
+
+def _size(residual: _Free) -> Array:
+    return jnp.max(jnp.abs(ravel_pytree(residual)[0]))
+
+
+def _merge(free: _Free, before: Array, height: Any) -> _Free:
+    """Atoms between which W has no valley are one: the mass of all of them, where W was the highest `before`.
+
+    The place is not between them: from there Newton's method may find a saddle of W. Where W was the same, the mean.
+    """
+    w, x, u = free
     m = w.shape[0]
     ends = jax.vmap(height)(x)
     steps = jnp.linspace(0.0, 1.0, 9, dtype=x.dtype)[1:-1, None, None, None]
@@ -153,7 +265,41 @@ def _merge(w: Array, x: Array, height: Any) -> tuple[Array, Array]:
     for _ in range(max(1, (m - 1).bit_length())):
         reach = dot(reach.astype(w.dtype), reach.astype(w.dtype)) > 0
     leader = jnp.argmax(jnp.where(reach, w, -1.0), axis=1)
-    member = (leader[:, None] == jnp.arange(m)).astype(w.dtype) * w[:, None]  # [atom, group]
-    total = jnp.sum(member, axis=0)
-    mean = dot(member.T, x) / jnp.where(total > 0, total, 1.0)[:, None]
-    return total, jnp.where(total[:, None] > 0, mean, x)
+    member = leader[:, None] == jnp.arange(m)  # [atom, group]
+    total = jnp.sum(jnp.where(member, w[:, None], 0.0), axis=0)
+    top = jnp.max(jnp.where(member, before[:, None], -jnp.inf), axis=0)
+    weight = jnp.where(member & (before[:, None] >= top - 4 * slack), w[:, None], 0.0)
+    share = jnp.sum(weight, axis=0)
+    # Relative to the leader: an atom alone, at the edge of the domain, stays exactly there.
+    away = jnp.sum(weight[:, :, None] * (x[:, None] - x), axis=0) / jnp.where(share > 0, share, 1.0)[:, None]
+    return _Free(total, x + away, u)
+
+
+def _climb(height: Any, x: Array, lowest: Array, highest: Array) -> Array:
+    """Tops of a function in a box that are reached from places x [s, d], by Newton's method with a trust region (Levenberg)."""
+    tiny = float(jnp.finfo(x.dtype).tiny)
+
+    def step(x: Array, damping: Array) -> tuple[Array, Array]:
+        slope, curvature = jax.grad(height)(x), jax.hessian(height)(x)
+        slope = jnp.where(((x >= highest) & (slope > 0)) | ((x <= lowest) & (slope < 0)), 0.0, slope)
+        values, vectors = jnp.linalg.eigh(curvature)
+        bend = jnp.max(jnp.abs(values))
+        # Uphill along every direction, whatever the curvature's sign.
+        scale = jnp.abs(values) + damping * bend + tiny
+        new = jnp.clip(x + dot(vectors, dot(vectors.T, slope) / scale), lowest, highest)
+        better = height(new) >= height(x)
+        return jnp.where(better, new, x), jnp.where(better, 0.2 * damping, 4.0 * damping + 0.05)
+
+    start = (x, jnp.full((x.shape[0],), 0.1, x.dtype))
+    return jax.lax.fori_loop(0, _CLIMB, lambda _, c: jax.vmap(step)(*c), start)[0]
+
+
+def _highest_apart(x: Array, height: Array, least: float, count: int) -> tuple[Array, Array]:
+    """The `count` highest places that are above `least` and apart from each other, and which of the slots are in use."""
+    order = jnp.argsort(-height)
+    x, height = x[order], height[order]
+    span = jnp.max(jnp.abs(x)) + 1.0
+    close = jnp.max(jnp.abs(x[:, None] - x), axis=-1) < 1e-4 * span
+    again = jnp.any(jnp.tril(close, -1), axis=1)
+    value, first = jax.lax.top_k(jnp.where(again, -jnp.inf, height), count)
+    return x[first], value > least
