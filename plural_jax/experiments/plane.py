@@ -44,6 +44,9 @@ from plural_jax.process import Meter
 #: Axes of every dataset here, in the order of its dimensions, with the symbols that figures use.
 SYMBOLS = {"phi": "φ", "distance": "distance", "gamma": "γ", "pool_size": "K"}
 
+#: Limits that are solved for together.
+_AT_A_TIME = 64
+
 DENSITY_NOTE = (
     "Densities, each brightest at its maximum; triangles: first coordinate of centers 1 (blue) and 2 (orange)"
 )
@@ -198,9 +201,13 @@ def limit_atoms(phi: Any, distance: Any, rate: float) -> tuple[np.ndarray, np.nd
         the place of the other.
     """
     phi, distance = np.broadcast_arrays(np.asarray(phi, float), np.asarray(distance, float))
+    # In pieces of one size: whatever is asked, the solver compiles once.
+    flat = np.stack([phi.ravel(), distance.ravel()])
+    padded = np.pad(flat, ((0, 0), (0, -flat.shape[1] % _AT_A_TIME)), mode="edge")
     with jax.enable_x64(True):  # the exact answer that others are compared with
-        found = _limits(*(jnp.asarray(v.ravel()) for v in (phi, distance)), jnp.asarray(rate))
-    weights, places = (np.asarray(v).reshape(*phi.shape, 2) for v in found)
+        pieces = [_limits(*piece, rate) for piece in np.split(padded, padded.shape[1] // _AT_A_TIME, axis=1)]
+    found = (np.concatenate(parts)[: phi.size] for parts in zip(*pieces, strict=True))
+    weights, places = (v.reshape(*phi.shape, 2) for v in found)
     return weights, np.where(weights > 0, places, places[..., ::-1])
 
 

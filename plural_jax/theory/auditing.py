@@ -73,13 +73,14 @@ def audit(
     for name, value in (("initial", initial), ("reference", reference)):
         if value is not None:
             check_log_mass(value, landscape.num_atoms, name)
-    inside = shared.log_uniform > -jnp.inf
-    start = shared.log_uniform if initial is None else jnp.asarray(initial, landscape.dtype)
-    start = jnp.where(inside, start, -jnp.inf)
-    if not (start > -jnp.inf).any():
+    # On the host, where it compiles nothing.
+    start = inside = np.asarray(shared.log_uniform)
+    if initial is not None:
+        start = np.where(inside > -np.inf, np.asarray(initial, landscape.dtype), inside)
+    if not (start > -np.inf).any():
         raise ValueError("initial gives no mass to the domain of the landscape.")
     other = None if reference is None else jnp.asarray(reference, landscape.dtype)
-    e = collect(landscape, shared, start, jnp.asarray(eps, landscape.dtype), other, num_steps)
+    e = collect(landscape, shared, jnp.asarray(start), jnp.asarray(eps, landscape.dtype), other, num_steps)
     largest_z = float(np.abs(np.asarray(e.rounds.log_z)[:, np.asarray(phi) > 0]).max())
     case = Case(
         evidence=e,

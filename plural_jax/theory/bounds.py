@@ -78,8 +78,12 @@ def leakage(landscape: Landscape, *, eps: ArrayLike = 0.1, temperature: ArrayLik
 
 def leakage_between(landscape: Landscape, basins: Array, eps: ArrayLike, temperature: ArrayLike) -> Array:
     """The leakage of `leakage` into given sets of atoms, bool [m, n]; 0 into an empty set."""
-    eps = jnp.asarray(eps, landscape.dtype)
-    return jnp.exp(-(_gaps(landscape, basins, eps) - 2 * eps) / jnp.asarray(temperature, landscape.dtype))
+    return _leakage(landscape, basins, *(jnp.asarray(v, landscape.dtype) for v in (eps, temperature)))
+
+
+@jax.jit
+def _leakage(landscape: Landscape, basins: Array, eps: Array, temperature: Array) -> Array:
+    return jnp.exp(-(_gaps(landscape, basins, eps) - 2 * eps) / temperature)
 
 
 @jax.jit

@@ -103,6 +103,8 @@ def collect(
 ) -> Evidence:
     """Run `num_steps` rounds and measure."""
     other = log_p if reference is None else reference  # not used where there is none: one compilation for both
+    # Without its points and its reward function, which are not used: a new function would compile everything again.
+    landscape = Landscape(rewards=landscape.rewards, log_measure=landscape.log_measure)
     found = _measure(landscape, problem, log_p, eps, other, jnp.asarray(reference is not None), num_steps)
 
     def to_host(x: Any) -> np.ndarray:
@@ -205,7 +207,7 @@ def cell_of(
     landscape: Landscape, phi: np.ndarray, temperature: float, e: Evidence, index: int, t: int, rounding: float
 ) -> Cell:
     """What there is to say about one atom outside the basins in round t; logs within `rounding` of 0 count as 0."""
-    rewards = np.asarray(landscape.rewards[:, index], np.float64)
+    rewards = np.asarray(landscape.rewards)[:, index].astype(np.float64)
     log_h = (rewards - e.best) / temperature - np.asarray(e.rounds.log_z[t])
     with np.errstate(divide="ignore"):
         log_c = np.log(phi) + log_h
@@ -215,7 +217,7 @@ def cell_of(
     points = landscape.points
     return Cell(
         index=index,
-        coordinates=None if points is None else tuple(np.asarray(points[index], np.float64).tolist()),
+        coordinates=None if points is None else tuple(np.asarray(points)[index].astype(np.float64).tolist()),
         rewards=tuple(rewards.tolist()),
         shortfalls=tuple((e.best - rewards).tolist()),
         round=t,
