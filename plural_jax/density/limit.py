@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import cho_factor, cho_solve
 
+from plural_jax._linalg import cholesky, solve_factored
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, dot, problem
 from plural_jax.density.limit_atoms import find_atoms, smallest, solve_linear
@@ -289,8 +289,8 @@ def _followed(
         mean = dot(scaled, p)
         covariance = dot(scaled * p, scaled.T) - mean[:, None] * mean
         ridge = 10 * float(jnp.finfo(p.dtype).eps) * jnp.eye(phi.shape[0], dtype=p.dtype)
-        factor = cho_factor(covariance + ridge)
-        return v + cho_solve(factor, jnp.where(asked, phi - mean, 0.0)), k + 1
+        factor = cholesky(covariance + ridge)
+        return v + solve_factored(factor, jnp.where(asked, phi - mean, 0.0)), k + 1
 
     v, _ = jax.lax.while_loop(
         lambda c: wanted & (c[1] < 30) & (off(tilted(c[0])) > 0.1 * digits.gap),

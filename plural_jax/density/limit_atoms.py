@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve
 
+from plural_jax._linalg import cholesky, last_singular_vector, solve_factored
 from plural_jax.density.core import dot
 
 #: Passes over all atoms before giving up; up to 15 were ever seen in use.
@@ -228,10 +228,10 @@ def solve_on(table: Array, phi: Array, start: Array, tolerance: Array) -> Array:
         scaled = table * jnp.sqrt(u / z)[:, None]
         matrix = jnp.diag(s / w) + dot(scaled.T, scaled)
         d = jax.lax.rsqrt(jnp.diag(matrix))
-        factor = jnp.linalg.cholesky(matrix * d * d[:, None] + tiny * jnp.eye(size, dtype=dtype))
+        factor = cholesky(matrix * d * d[:, None] + tiny * jnp.eye(size, dtype=dtype))
 
         def direction(of_ws: Array, of_zu: Array) -> tuple[Array, Array, Array, Array]:
-            dw = d * cho_solve((factor, True), d * (of_ws / w + dot(of_zu / z, table)))
+            dw = d * solve_factored(factor, d * (of_ws / w + dot(of_zu / z, table)))
             dz = jnp.where(row, dot(table, dw), 0.0)
             du = (of_zu - u * dz) / z
             return dw, -dot(du, table), du, dz
@@ -323,7 +323,7 @@ def reduce(table: Array, weight: Array, most: Array | int) -> Array:
         scaled = table * weight
         # Empty slots get large entries of their own, so that the smallest singular value belongs to active ones.
         lift = jnp.where(active, 0.0, 1.0 + jnp.sum(jnp.abs(scaled)))
-        direction = jnp.linalg.svd(jnp.concatenate([scaled, jnp.diag(lift)]), full_matrices=False)[2][-1]
+        direction = last_singular_vector(jnp.concatenate([scaled, jnp.diag(lift)]))
         direction = jnp.where(active, direction, 0.0)
         worst = jnp.argmax(jnp.abs(direction))
         factor = 1.0 - direction / direction[worst]

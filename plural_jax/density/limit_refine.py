@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from plural_jax._linalg import eigh, least_squares
 from plural_jax.density.core import Problem, dot
 from plural_jax.density.limit_atoms import local_maxima, smallest, solve_linear, solve_on
 
 _MAX_ITERATIONS = 30
-_MAX_PASSES = 20
+_MAX_PASSES = 8
 #: Steps of a climb. Newton's method from a tenth of a standard deviation needs five; those that come from far need more.
 _CLIMB = 40
 
@@ -198,7 +199,7 @@ def _search(surface: _Surface, points: Array, rewards: Array, limit: Any, inside
         middle = 0.5 * (x[pairs[0]] + x[pairs[1]])
         tops = _climb(lambda x: surface.height(u, x), jnp.concatenate([always, own, middle]), lowest, highest)
         tops, above = _highest_apart(tops, dot(u, surface.tilts(tops)), 1.0 + 0.5 * digits.gap, m)
-        done = c.good & ~above.any()
+        done = (c.num_passes > 0) & ~above.any()
 
         # The best masses on the old atoms and the new ones, and the equations from there.
         places = jnp.concatenate([x, tops])
@@ -236,7 +237,7 @@ def _newton(residual: Callable[[_Free], _Free], start: _Free, tolerance: float) 
         flat, back = ravel_pytree(free)
         matrix = jax.jacfwd(lambda v: ravel_pytree(residual(back(v)))[0])(flat)
         # Least squares: where the reward is flat, W does not say where to go, and the smallest step is none.
-        change = jnp.linalg.lstsq(matrix, -ravel_pytree(residual(free))[0])[0]
+        change = least_squares(matrix, -ravel_pytree(residual(free))[0])
         return back(flat + jnp.where(jnp.isfinite(change), change, 0.0)), k + 1
 
     going = lambda c: (_size(residual(c[0])) > tolerance) & (c[1] < _MAX_ITERATIONS)  # noqa: E731
@@ -277,29 +278,51 @@ def _merge(free: _Free, before: Array, height: Any) -> _Free:
 
 def _climb(height: Any, x: Array, lowest: Array, highest: Array) -> Array:
     """Tops of a function in a box that are reached from places x [s, d], by Newton's method with a trust region (Levenberg)."""
-    tiny = float(jnp.finfo(x.dtype).tiny)
+    tiny, eps = float(jnp.finfo(x.dtype).tiny), float(jnp.finfo(x.dtype).eps)
+    still = jnp.sqrt(eps) * (highest - lowest)
 
-    def step(x: Array, damping: Array) -> tuple[Array, Array]:
+    def step(x: Array, damping: Array) -> tuple[Array, Array, Array]:
         slope, curvature = jax.grad(height)(x), jax.hessian(height)(x)
         slope = jnp.where(((x >= highest) & (slope > 0)) | ((x <= lowest) & (slope < 0)), 0.0, slope)
-        values, vectors = jnp.linalg.eigh(curvature)
+        values, vectors = _eigh(curvature)
         bend = jnp.max(jnp.abs(values))
         # Uphill along every direction, whatever the curvature's sign.
         scale = jnp.abs(values) + damping * bend + tiny
         new = jnp.clip(x + dot(vectors, dot(vectors.T, slope) / scale), lowest, highest)
         better = height(new) >= height(x)
-        return jnp.where(better, new, x), jnp.where(better, 0.2 * damping, 4.0 * damping + 0.05)
+        moving = jnp.any(jnp.abs(new - x) > still)
+        return jnp.where(better, new, x), jnp.where(better, 0.2 * damping, 4.0 * damping + 0.05), moving
 
-    start = (x, jnp.full((x.shape[0],), 0.1, x.dtype))
-    return jax.lax.fori_loop(0, _CLIMB, lambda _, c: jax.vmap(step)(*c), start)[0]
+    def climb(c: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        return *jax.vmap(step)(c[0], c[1]), c[3] + 1
+
+    going = lambda c: c[2].any() & (c[3] < _CLIMB)  # noqa: E731
+    count = x.shape[0]
+    start = (x, jnp.full((count,), 0.1, x.dtype), jnp.ones((count,), bool), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(going, climb, start)[0]
+
+
+def _eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues and vectors of a symmetric matrix [d, d]; without the library's routine where d is one or two."""
+    d = matrix.shape[0]
+    if d == 1:
+        return matrix[0], jnp.ones_like(matrix)
+    if d > 2:
+        return eigh(matrix)
+    mean, half, off = 0.5 * (matrix[0, 0] + matrix[1, 1]), 0.5 * (matrix[0, 0] - matrix[1, 1]), matrix[0, 1]
+    radius, angle = jnp.hypot(half, off), 0.5 * jnp.arctan2(off, half)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.stack([mean + radius, mean - radius]), jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
 
 
 def _highest_apart(x: Array, height: Array, least: float, count: int) -> tuple[Array, Array]:
     """The `count` highest places that are above `least` and apart from each other, and which of the slots are in use."""
-    order = jnp.argsort(-height)
-    x, height = x[order], height[order]
-    span = jnp.max(jnp.abs(x)) + 1.0
-    close = jnp.max(jnp.abs(x[:, None] - x), axis=-1) < 1e-4 * span
-    again = jnp.any(jnp.tril(close, -1), axis=1)
-    value, first = jax.lax.top_k(jnp.where(again, -jnp.inf, height), count)
-    return x[first], value > least
+    apart = 1e-4 * (jnp.max(jnp.abs(x)) + 1.0)
+
+    def highest(left: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        k = jnp.argmax(left)
+        close = jnp.max(jnp.abs(x - x[k]), axis=1) < apart
+        return jnp.where(close, -jnp.inf, left), (x[k], left[k])
+
+    _, (places, values) = jax.lax.scan(highest, height, length=count)
+    return places, values > least
