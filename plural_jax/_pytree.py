@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 T = TypeVar("T")
 
@@ -45,3 +46,13 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
 def set_field(obj: Any, name: str, value: Any) -> None:
     """Store a converted argument on a frozen dataclass; only for use in `__post_init__`."""
     object.__setattr__(obj, name, value)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf holds typed PRNG keys."""
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def to_host(leaf: Any) -> np.ndarray:
+    """A leaf as a NumPy array; of a typed key, its data."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from plural_jax import _validate
+from plural_jax import _validate, checkpoints, faults
 
 State = Any
 Info = Any
@@ -81,6 +82,8 @@ def run(
     save: Save = "summary",
     every: int = 1,
     progress: Meter | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
 ) -> tuple[State, Any]:
     """Run a process for `num_steps` rounds and keep what `save` asks for.
 
@@ -94,12 +97,18 @@ def run(
             the way; "density" the log-masses; a function `(state, info) -> pytree` whatever it returns.
         every: keep every `every`-th round; it must divide `num_steps`. Not used by "final".
         progress: a `Meter` that is told about finished rounds (the run is then cut into about twenty pieces).
+        checkpoint: a folder in which the run is saved after every piece. The same call after an interruption goes on from
+            there and returns, on the same kind of device, the state and trace of an unbroken run, bit for bit; once the run
+            is complete, it computes nothing. Arrays come back on the default device.
+        checkpoint_every: rounds in a piece, a multiple of `every`; default: about a twentieth of the run.
 
     Returns:
         The final state, and a pytree whose leaves have a leading axis over the saved rounds.
 
     Raises:
-        ValueError: `num_steps` or `every` not whole and positive, `every` no divisor, an unknown `save`.
+        ValueError: `num_steps`, `every` or `checkpoint_every` not whole and positive, `every` no divisor, an unknown `save`;
+            a `checkpoint` that holds another run or something else, or is given inside `jit`, `vmap` or `grad`. Outside of
+            these also a state whose `fault` says that the run went wrong.
 
     Example:
         >>> import plural_jax as pj
@@ -110,23 +119,63 @@ def run(
         (50,)
     """
     num_steps = _validate.positive_integer(num_steps, "num_steps")
-    save, every = check_save(save, every, num_steps)
+    policy, stride = check_save(save, every, num_steps)
+    final = save == "final"
+    piece = _piece_length(num_steps, 1 if final else stride, checkpoint, checkpoint_every)
     pytree = as_pytree(process)
-    if progress is None:
-        return _run_piece(pytree, state, key, 0, num_steps, save, every)
-    # Equal pieces share one compiled function; only a last, shorter piece needs a second one.
-    piece = every * max(1, round(num_steps / every / 20))
-    traces = []
-    progress.start(num_steps, "rounds")
+    if progress is None and checkpoint is None:
+        state, trace = _run_piece(pytree, state, key, 0, num_steps, policy, stride)
+        faults.check_state(state)
+        return state, trace
+
+    def arguments(start: int, state: State) -> tuple[Any, ...]:
+        length = min(piece, num_steps - start)
+        return pytree, state, key, start, length, policy, length if final else stride
+
+    done, traces, store = 0, [], None
+    if checkpoint is not None:
+        # Under `jit`, even a new array is traced.
+        if _validate.is_traced((pytree, state, key, jnp.zeros(()))):
+            raise ValueError("checkpoint cannot be given inside jit, vmap or grad: traced numbers cannot be saved.")
+        first = _run_piece.trace(*arguments(0, state))
+        told = {"num_steps": num_steps, "every": "not used" if final else stride, "checkpoint_every": piece}
+        settings = checkpoints.describe(pytree, state, key, save, first, **told)
+        store = checkpoints.RunStore(checkpoint, settings, first.out_info, last_only=final)
+        saved = store.newest()
+        if saved is not None:
+            done, state, traces = saved[0], saved[1], [saved[2]]
+
+    meter = NoMeter() if progress is None else progress
+    meter.start(num_steps, "rounds")
     try:
-        for start in range(0, num_steps, piece):
-            length = min(piece, num_steps - start)
-            state, trace = _run_piece(pytree, state, key, start, length, save, every)
-            traces.append(jax.block_until_ready(trace))
-            progress.advance(length)
+        if done:
+            meter.advance(done)
+        # Equal pieces share one compiled function; only a last, shorter piece needs a second one.
+        for start in range(done, num_steps, piece):
+            state, trace = jax.block_until_ready(_run_piece(*arguments(start, state)))
+            faults.check_state(state)
+            traces = [trace] if final else [*traces, trace]
+            finished = min(start + piece, num_steps)
+            if store is not None:
+                store.save(finished, state, trace)
+            meter.advance(finished - start)
     finally:
-        progress.stop()
-    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+        meter.stop()
+    return state, traces[0] if len(traces) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+
+
+def _piece_length(num_steps: int, unit: int, checkpoint: str | Path | None, checkpoint_every: int | None) -> int:
+    """Rounds between two reports or checkpoints, a multiple of `unit`."""
+    if checkpoint_every is None:
+        return unit * max(1, round(num_steps / unit / 20))
+    if checkpoint is None:
+        raise ValueError("checkpoint_every needs checkpoint, the folder to save in.")
+    length = _validate.positive_integer(checkpoint_every, "checkpoint_every")
+    if length % unit:
+        raise ValueError(
+            f"checkpoint_every must be a multiple of every, got checkpoint_every={length} and every={unit}."
+        )
+    return min(length, num_steps)
 
 
 def check_save(save: Save, every: int, num_steps: int) -> tuple[Save, int]:

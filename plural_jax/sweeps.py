@@ -25,7 +25,8 @@ import xarray as xr
 from jax import Array
 from jax.sharding import AxisType, PartitionSpec
 
-from plural_jax import _validate, labels
+from plural_jax import _validate, faults, labels
+from plural_jax._pytree import to_host
 from plural_jax._typing import ArrayLike
 from plural_jax.process import Meter, Process, Save, advance, as_pytree, check_save
 from plural_jax.progress import meter
@@ -147,6 +148,8 @@ def sweep(
                 shown.advance(size)
                 continue
             results = compute(region)
+            for variable, result in zip(described, results, strict=True):
+                faults.check_variable(variable.name, result)
             if kept is not None:
                 kept.write(batch, region, results)
             else:
@@ -353,7 +356,7 @@ def _fingerprint(jaxpr: Any, coords: dict[str, np.ndarray], attrs: dict[str, Any
     # Printed programs may hold addresses of Python objects, which differ between runs.
     digest.update(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
     for constant in jaxpr.consts:
-        digest.update(np.asarray(constant).tobytes())
+        digest.update(to_host(constant).tobytes())
     for name, values in coords.items():
         digest.update(name.encode() + values.tobytes())
     digest.update(repr(sorted((k, str(v)) for k, v in attrs.items())).encode())
