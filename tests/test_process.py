@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import plural_jax as pj
+from plural_jax.models import histogram
 
 REWARDS = np.array([[0.0, 1.0, 5.0, 2.0, -3.0], [5.0, 1.0, 0.0, 2.0, 4.0]])
 
@@ -58,6 +60,14 @@ def to_limit(phi, dtype):
     return pj.density.to_limit(pj.Landscape(rewards=REWARDS.astype(dtype)), jnp.stack([phi, 1 - phi]))
 
 
+def retraining(phi, dtype):
+    process = pj.retraining.loop(
+        histogram(np.zeros(5, dtype)), pj.rewards.items(REWARDS.astype(dtype)), jnp.stack([phi, 1 - phi]),
+        num_candidates=30, num_curated=20, pool_size=4,
+    )  # fmt: skip
+    return process._replace(init=Partial(process.init, key=jax.random.key(5)))  # its start is drawn too
+
+
 #: Every process of the library, as a function of a weight phi and a floating type. New processes are added here.
 PROCESSES = {
     "large_pool": large_pool,
@@ -73,6 +83,7 @@ PROCESSES = {
     "accumulate": accumulate,
     "all_together": all_together,
     "to_limit": to_limit,
+    "retraining": retraining,
 }
 STEPS = 6
 

@@ -4,6 +4,30 @@ Any callable of that form is a reward. The ones here are pytrees of their parame
 `vmap`, and a change of a centre or a height never recompiles.
 """
 
-from plural_jax.rewards.functions import Bump, Plateau, Quadratic, Table, bump, plateau, quadratic, table
+from plural_jax.rewards.functions import (
+    Bump,
+    Items,
+    Plateau,
+    Quadratic,
+    Table,
+    bump,
+    items,
+    plateau,
+    quadratic,
+    table,
+)
+from plural_jax.rewards.host import HostReward
 
-__all__ = ["Bump", "Plateau", "Quadratic", "Table", "bump", "plateau", "quadratic", "table"]
+__all__ = [
+    "Bump",
+    "HostReward",
+    "Items",
+    "Plateau",
+    "Quadratic",
+    "Table",
+    "bump",
+    "items",
+    "plateau",
+    "quadratic",
+    "table",
+]

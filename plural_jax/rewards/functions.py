@@ -208,3 +208,33 @@ def table(grid: Grid, values: ArrayLike, method: Literal["nearest", "linear"] = 
     if len(shape) < 2 or shape[1:] not in ((grid.num_cells,), grid.shape):
         raise ValueError(f"values must have shape [m, {grid.num_cells}] or [m, *{grid.shape}], got {shape}.")
     return Table(grid, as_float(values).reshape(shape[0], -1), method)
+
+
+@pytree_dataclass
+class Items:
+    """See `items`."""
+
+    values: Array
+
+    @jax.jit
+    def __call__(self, x: Array) -> Array:
+        return self.values.T[x]
+
+
+def items(values: ArrayLike) -> Items:
+    """Rewards measured on n items that have no geometry; samples are the items' numbers.
+
+    Args:
+        values: r_i of each item, [m, n].
+
+    Raises:
+        ValueError: not a table, NaN or infinity.
+
+    Example:
+        >>> items([[0.0, 1.0, 5.0], [5.0, 1.0, 0.0]])(jnp.array([2, 1])).tolist()
+        [[5.0, 0.0], [1.0, 1.0]]
+    """
+    _validate.finite(values, "values")
+    if np.ndim(values) != 2 or 0 in np.shape(values):
+        raise ValueError(f"values must be a table of m preferences x n items, got shape {np.shape(values)}.")
+    return Items(as_float(values))
