@@ -73,6 +73,11 @@ INFO_DIMS = {
     "mode_point": ("mode", "dimension"),
     "own_mass": ("preference",),
     "own_mode": ("preference",),
+    "allocation": ("preference",),
+    "drawn": ("preference",),
+    "leakage": ("preference",),
+    "component_weight": ("component",),
+    "component_mean": ("component", "dimension"),
 }
 
 

@@ -1,0 +1,102 @@
+"""Sampled experiments: retrained Gaussian mixtures beside the exact densities."""
+
+import json
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from plural_jax.experiments import EXPERIMENTS, e1, execute, mixtures
+
+SMALL = e1.Config(num_steps=30, num_seeds=12)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return execute(EXPERIMENTS["e1"], SMALL, tmp_path_factory.mktemp("runs") / "e1")
+
+
+def test_a_run_leaves_a_complete_folder(finished):
+    files = {path.name for path in finished.folder.iterdir()}
+    assert files == {
+        "dataset.zarr", "config.json", "versions.json", "table.txt", "arms.csv", "figure2.png", "figure2.pdf"
+    }  # fmt: skip
+    assert json.loads((finished.folder / "config.json").read_text())["num_seeds"] == 12
+    pixels = matplotlib.image.imread(finished.folder / "figure2.png")[..., :3]
+    assert pixels.std() > 0.02
+    assert all((edge == 1).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+    assert "Figure 2" in (finished.folder / "table.txt").read_text()
+
+
+def test_two_preferences_keep_their_variance_and_one_loses_it(finished):
+    ds = finished.dataset.isel(distance=0)
+    two, one = ds.sel(phi=0.5), ds.sel(phi=1.0)
+    late = two.isel(step=slice(15, None))
+    assert float(late.reward_variance.min()) > 8  # (gamma distance^2)^2 / 4 = 16 in the limit
+    weights = late.component_weight.values
+    assert abs(weights.mean() - 0.5) < 0.02 and weights.min() > 0.35 and weights.max() < 0.65
+    assert float(one.reward_variance.isel(step=-1, preference=0).max()) < 0.01
+    assert float(one.reward_variance.isel(preference=0).median("seed")[0]) > 0.3
+    # One component in the first five rounds, then two.
+    assert (two.component_weight.isel(step=slice(0, 5), component=0) == 1).all()
+    assert (two.component_weight.isel(step=5).min("component") > 0).all()
+    # The active preference's share of draws; nobody draws for a preference of weight zero.
+    assert (one.drawn.isel(preference=0) == 1).all() and np.isnan(one.leakage.isel(preference=1)).all()
+    assert float(two.leakage.isel(step=-1).max()) < 0.02
+    assert not ds.fault.any()
+
+
+def test_late_rounds_follow_the_exact_density(finished):
+    ds = finished.dataset
+    for phi in (0.5, 1.0):
+        at, exact = ds.sel(phi=phi, distance=4.0), mixtures.exact(ds, phi, 4.0)
+        late = slice(10, None)
+        mean = at.reward_mean.mean("seed").isel(step=late)
+        spread = at.reward_mean.std("seed").isel(step=late) / np.sqrt(12)
+        off = abs(mean.values - exact.reward_mean.values[late])
+        assert (off < 5 * spread.values + 0.25).all()
+
+
+def test_a_single_gaussian_keeps_the_variance_that_it_should():
+    """Refit with one component for ever: v = phi (1 - phi) d^2 - 1 / (2 g), and nothing below the transition."""
+    config = mixtures.Config(
+        phi=(0.5, 0.3), distance=(1.8, 4.0), num_seeds=6, num_steps=40, one_component_rounds=100, num_candidates=4000,
+        num_curated=4000,
+    )  # fmt: skip
+    ds = mixtures.run("test", config)
+    # Along the line: E[r_1] - E[r_2] = -2 gamma d E[x], so the variance of the difference tells that of x.
+    for phi in config.phi:
+        for distance in config.distance:
+            last = ds.sel(phi=phi, distance=distance).isel(step=-1)
+            expected = mixtures.one_gaussian({"gamma": 0.5, "temperature": 1.0}, phi, distance)
+            # Var[r_i] = Var[-gamma (x - mu)^2 - gamma y^2] for Gaussians: 2 g^2 v^2 + 4 g^2 v (m - mu)^2, y gone.
+            m = (1 - 2 * phi) * distance / 2
+            for i, mu in enumerate((-distance / 2, distance / 2)):
+                wanted = 0.25 * (2 * expected**2 + 4 * expected * (m - mu) ** 2)
+                got = float(last.reward_variance.isel(preference=i).mean())
+                assert got == pytest.approx(wanted, rel=0.12, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"std": 0.0}, "std must be positive, got 0.0"),
+        ({"num_curated": 0}, "num_curated must be at least 1, got 0"),
+        ({"phi": (1.5,)}, "phi must lie between 0 and 1, got 1.5"),
+        ({"distance": (-1.0,)}, "distance must be finite and not negative, got -1"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        e1.run(e1.Config(**changes))
+
+
+def test_seeds_differ_and_repeat():
+    config = mixtures.Config(num_seeds=2, num_steps=3)
+    first, again = mixtures.run("test", config), mixtures.run("test", config)
+    np.testing.assert_array_equal(first.reward_mean, again.reward_mean)
+    assert (first.reward_mean.isel(seed=0) != first.reward_mean.isel(seed=1)).all()
+    other = mixtures.run("test", mixtures.Config(num_seeds=2, num_steps=3, seed=1))
+    assert (first.reward_mean.values != other.reward_mean.values).all()
+    jax.block_until_ready(other.reward_mean.values)
