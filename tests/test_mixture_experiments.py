@@ -6,8 +6,9 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import stats
 
-from plural_jax.experiments import EXPERIMENTS, e1, execute, mixtures
+from plural_jax.experiments import EXPERIMENTS, e1, e7, e8, execute, mixtures
 
 SMALL = e1.Config(num_steps=30, num_seeds=12)
 
@@ -76,6 +77,32 @@ def test_a_single_gaussian_keeps_the_variance_that_it_should():
                 wanted = 0.25 * (2 * expected**2 + 4 * expected * (m - mu) ** 2)
                 got = float(last.reward_variance.isel(preference=i).mean())
                 assert got == pytest.approx(wanted, rel=0.12, abs=0.12)
+
+
+def test_separations(tmp_path):
+    """One mode at distance 0 and 1, two at 4, as for the exact density after as many rounds."""
+    config = e7.Config(distance=(0.0, 1.0, 4.0), num_seeds=8, num_steps=30)
+    done = execute(EXPERIMENTS["e7"], config, tmp_path / "e7")
+    assert {path.name for path in done.figures} == {"separations.png", "separations.pdf"}
+    table = done.tables["separations"].set_index("distance")
+    assert table["spread"].isna()[0.0] and abs(table["spread"][1.0]) < 0.3
+    assert table["spread"][4.0] == pytest.approx(table["spread, exact"][4.0], abs=0.1)
+    for name in ("mean r_1", "var r_1"):
+        np.testing.assert_allclose(table[name], table[f"{name}, exact"], rtol=0.15, atol=0.03)
+
+
+def test_leakage_against_the_exact_density(tmp_path):
+    """The first round has the exact leakage of the start; far apart it vanishes, below the transition it does not."""
+    config = e8.Config(distance=(1.0, 3.0, 5.0), num_seeds=16, num_steps=30)
+    done = execute(EXPERIMENTS["e8"], config, tmp_path / "e8")
+    assert {path.name for path in done.figures} == {"leakage.png", "leakage.pdf"}
+    table = done.tables["leakage"].set_index(["distance", "round"])
+    for distance in config.distance:
+        # N(0, 1) tilted by the reward: mean w d / 2 and variance 1 / 2, w = 1 / 2, on the wrong side of 0.
+        expected = stats.norm.cdf(-0.5 * distance / 2 / np.sqrt(0.5))
+        assert table["exact"][distance, 1] == pytest.approx(expected, abs=1e-3)
+        assert table["leakage"][distance, 1] == pytest.approx(expected, abs=0.03)
+    assert table["leakage"][5.0, 30] < 0.01 and table["leakage"][1.0, 30] > 0.2
 
 
 @pytest.mark.parametrize(

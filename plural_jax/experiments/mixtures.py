@@ -24,7 +24,7 @@ import xarray as xr
 from jax import Array
 from matplotlib.axes import Axes
 
-from plural_jax import Process, models, retraining, rewards, sweep
+from plural_jax import Grid, Landscape, Process, density, models, retraining, rewards, sweep
 from plural_jax.experiments import plane
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import config_of, study
@@ -67,7 +67,8 @@ class Config:
 def run(name: str, config: Config, store: Path | None = None, progress: bool | Meter = False) -> xr.Dataset:
     """Every combination of phi, distance and seed, summaries of every round.
 
-    Beside the fields of `RetrainingInfo` the dataset has `component_weight` and `component_mean`, components from left to right.
+    Beside the fields of `RetrainingInfo` the dataset has `component_weight` and `component_mean`, components from left to right,
+    and the model's variances along and across the line of the centers.
     """
     _check(config)
 
@@ -103,7 +104,16 @@ def _summary(state: Any, info: Any) -> dict[str, Array]:
     kept = {name: value for name, value in info._asdict().items() if value is not None}
     params = state.params
     order = jnp.argsort(jnp.where(params.weights > 0, params.means[:, 0], jnp.inf))
-    return {**kept, "component_weight": params.weights[order], "component_mean": params.means[order]}
+    mean = jnp.sum(params.weights[:, None] * params.means, axis=0)
+    within = jnp.diagonal(params.covariances, axis1=1, axis2=2)
+    variance = jnp.sum(params.weights[:, None] * (within + (params.means - mean) ** 2), axis=0)
+    return {
+        **kept,
+        "component_weight": params.weights[order],
+        "component_mean": params.means[order],
+        "variance_along": variance[0],
+        "variance_across": variance[1],
+    }
 
 
 def _check(config: Config) -> None:
@@ -123,7 +133,37 @@ def _check(config: Config) -> None:
 
 def exact(ds: xr.Dataset, phi: float, distance: float) -> xr.Dataset:
     """The exact density of an infinite pool at the same parameters, every round; variables of `GaussianInfo`."""
-    return plane.closed_form(ds, phi, config_of(ds)["gamma"], [distance]).isel(distance=0)
+    return plane.closed_form(ds, phi, config_of(ds)["gamma"], ds.distance.values).sel(distance=distance)
+
+
+def exact_leakage(ds: xr.Dataset, phi: float) -> xr.DataArray:
+    """Probability that a draw of each preference picks from beyond the midpoint, by distance and round, in the exact density.
+
+    Along the line of the centers only: rewards are sums of a part along it and one across, which is the same for both.
+    """
+    config = config_of(ds)
+    reach = max(config["distance"]) / 2 + 5 * config["std"]
+    grid = Grid.uniform(-reach, reach, 1000)  # an even number, so that no cell lies on both sides
+    x = grid.points[:, 0]
+    beyond = jnp.stack([x > 0, x < 0]).astype(x.dtype)
+
+    def make(distance: Array) -> tuple[Process, Array]:
+        land = Landscape.on(grid, rewards.quadratic(jnp.stack([-distance / 2, distance / 2]), config["gamma"]))
+        process = density.large_pool(land, [phi, 1 - phi], temperature=config["temperature"])
+        start = land.gaussian(0.0, config["std"])
+
+        def step(key: Array | None, state: Any) -> tuple[Any, Any]:
+            # Of the density before the round, as the draws are.
+            log_q = jax.nn.log_softmax(state.log_p + land.rewards / config["temperature"], axis=1)
+            return process.step(key, state)[0], {"leakage": jnp.sum(beyond * jnp.exp(log_q), axis=1)}
+
+        return Process(init=process.init, step=step), start
+
+    return sweep(make, distance=ds.distance.values, num_steps=config["num_steps"], save=_leakage).leakage
+
+
+def _leakage(state: Any, info: Any) -> Any:
+    return info
 
 
 def one_gaussian(config: dict[str, Any], phi: float, distance: Any) -> np.ndarray:
@@ -137,11 +177,20 @@ def one_gaussian(config: dict[str, Any], phi: float, distance: Any) -> np.ndarra
     return np.maximum(spread - 1, 0) / (2 * g)
 
 
-def band(ax: Axes, x: Any, values: xr.DataArray, color: str, label: str, **kwargs: Any) -> None:
-    """Median over seeds as a line, and the band around it."""
-    low, middle, high = np.nanpercentile(values.transpose("seed", ...).values, (BAND[0], 50, BAND[1]), axis=0)
+def quantiles(values: xr.DataArray) -> np.ndarray:
+    """5 %, median and 95 % over seeds, [3, ...]; NaN where no seed has a number."""
+    table = values.transpose("seed", ...).values
+    known = ~np.isnan(table).all(axis=0)
+    found = np.full((3, *table.shape[1:]), np.nan)
+    found[:, known] = np.nanpercentile(table[:, known], (BAND[0], 50, BAND[1]), axis=0)
+    return found
+
+
+def band(ax: Axes, x: Any, values: xr.DataArray, color: Any, label: str) -> None:
+    """Median over seeds as a line, and the band around it; values of the seeds along `x`."""
+    low, middle, high = quantiles(values)
     ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
-    ax.plot(x, middle, color=color, label=label, **kwargs)
+    ax.plot(x, middle, color=color, label=label)
 
 
 def parameters(config: dict[str, Any]) -> str:
