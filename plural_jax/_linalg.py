@@ -50,3 +50,10 @@ def last_singular_vector(matrix: Array) -> Array:
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues and vectors of a symmetric matrix."""
     return jnp.linalg.eigh(matrix)
+
+
+@_one_at_a_time
+def inverse_of_lower(factor: Array) -> Array:
+    """The inverse of a lower triangular matrix."""
+    identity = jnp.eye(factor.shape[0], dtype=factor.dtype)
+    return jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
