@@ -21,6 +21,7 @@ def test_python_runs_as_written(tmp_path, monkeypatch, capsys):
             exec(compile(block, "README.md", "exec"), names)
     assert names["ds"].sizes["phi"] == 3 and (tmp_path / "sweep.zarr").is_dir()
     assert np.isfinite(names["ds"].entropy).all()
+    assert (names["rounds"].reward_variance[-1] > 10).all() and (tmp_path / "run" / "run.json").is_file()
     assert np.abs(np.asarray(names["trace"].basin_mass[-1]) - np.array([0.3, 0.7])).max() < 0.01
 
 
