@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from plural_jax.experiments import EXPERIMENTS, e1, e7, e8, execute, mixtures
+from plural_jax.experiments import EXPERIMENTS, e1, e7, e8, e9_mixtures, execute, mixtures
 
 SMALL = e1.Config(num_steps=30, num_seeds=12)
 
@@ -103,6 +103,24 @@ def test_leakage_against_the_exact_density(tmp_path):
         assert table["exact"][distance, 1] == pytest.approx(expected, abs=1e-3)
         assert table["leakage"][distance, 1] == pytest.approx(expected, abs=0.03)
     assert table["leakage"][5.0, 30] < 0.01 and table["leakage"][1.0, 30] > 0.2
+
+
+def test_baselines_beside_their_exact_densities(tmp_path):
+    names = ("averaged reward", "greedy", "accumulated data")
+    config = e9_mixtures.Config(baselines=names, num_seeds=8, num_steps=15)
+    done = execute(EXPERIMENTS["e9-mixtures"], config, tmp_path / "e9")
+    assert {path.name for path in done.figures} == {"baselines.png", "baselines.pdf"}
+    table = done.tables["baselines"].set_index("baseline")
+    assert tuple(table.index) == names
+    for name in ("mean r_1", "mean r_2", "var r_1", "var r_2"):
+        np.testing.assert_allclose(table[name], table[f"{name}, exact"], rtol=0.25, atol=0.05, err_msg=name)
+    # The averaged reward ends at one point, greedy selection keeps both preferences, and takes few candidates.
+    assert table["near center 1"]["averaged reward"] < 0.05 < 0.2 < table["near center 1"]["greedy"] < 0.4
+    assert table["distinct"]["greedy"] < 0.7 * table["distinct"]["averaged reward"]
+    again = execute(EXPERIMENTS["e9-mixtures"], config, tmp_path / "e9", resume=True)
+    assert again.tables["baselines"].equals(done.tables["baselines"])
+    with pytest.raises(ValueError, match=r"baselines must be among several preferences, .*, got 'nobody'"):
+        e9_mixtures.run(e9_mixtures.Config(baselines=("nobody",)))
 
 
 @pytest.mark.parametrize(

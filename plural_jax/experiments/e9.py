@@ -33,7 +33,7 @@ from plural_jax.process import Meter
 from plural_jax.progress import meter
 
 #: Names of the baselines in the order of the dataset, with a color and a line style each.
-_LINES = {
+LINES = {
     "several preferences": ("k", "-"),
     "single reward 1": ("#0072B2", "-"),
     "single reward 2": ("#D55E00", "-"),
@@ -100,11 +100,11 @@ def run(config: Config, store: Path | None = None, progress: bool | Meter = Fals
     """
     if config.num_replicas < 1:
         raise ValueError(f"num_replicas must be at least 1, got {config.num_replicas}.")
-    attrs = labels.plain_attrs({**study("e9", config), "baselines": list(_LINES)})
+    attrs = labels.plain_attrs({**study("e9", config), "baselines": list(LINES)})
     if store is not None and Path(store).exists():
-        return _reopened(Path(store), attrs)
+        return reopened(Path(store), attrs)
     shown = meter(progress)
-    shown.start(len(_LINES), "baselines")
+    shown.start(len(LINES), "baselines")
     found = []
     try:
         for i, make in enumerate(processes(config).values()):
@@ -112,7 +112,7 @@ def run(config: Config, store: Path | None = None, progress: bool | Meter = Fals
             shown.advance(1)
     finally:
         shown.stop()
-    dataset = xr.concat(found, dim="baseline").assign_coords(baseline=np.arange(len(_LINES)))
+    dataset = xr.concat(found, dim="baseline").assign_coords(baseline=np.arange(len(LINES)))
     dataset.attrs = attrs
     if store is not None:
         dataset.to_zarr(store, consolidated=False)
@@ -190,7 +190,7 @@ def _is_random(process: Process) -> bool:
     return False
 
 
-def _reopened(store: Path, attrs: dict[str, Any]) -> xr.Dataset:
+def reopened(store: Path, attrs: dict[str, Any]) -> xr.Dataset:
     """A finished run in the same folder; it is quick, so that nothing less than all of it is kept."""
     dataset = xr.open_zarr(store, consolidated=False).load()
     if dataset.attrs != attrs:
@@ -240,7 +240,7 @@ def _figure_rounds(ds: xr.Dataset) -> Figure:
     figure, axes = figures.panels(3, rows=2, width=3.5, height=2.9, sharex=True)
     for ax, (variable, label) in zip(axes.flat, _PANELS.items(), strict=True):
         for name in _names(ds):
-            color, line = _LINES[name]
+            color, line = LINES[name]
             values = _of(shown[variable], name)
             width = 2.4 if name == "several preferences" else 1.4
             if _varies(values):
@@ -280,8 +280,8 @@ def _figure_densities(ds: xr.Dataset) -> Figure:
         values_of = _of(p, name)
         distinct = values_of.values[: _PATHS if _varies(values_of) else 1]
         for values in distinct:
-            ax.plot(x, values, color=_LINES[name][0], lw=1.5 if len(distinct) == 1 else 0.7)
-        ax.fill_between(x, distinct.mean(axis=0), color=_LINES[name][0], alpha=0.2, lw=0)
+            ax.plot(x, values, color=LINES[name][0], lw=1.5 if len(distinct) == 1 else 0.7)
+        ax.fill_between(x, distinct.mean(axis=0), color=LINES[name][0], alpha=0.2, lw=0)
         ax.set_title(name)
         ax.set_yscale("symlog", linthresh=0.1)
         ax.set_ylim(0, 1.5 * float(p.max()))
@@ -304,7 +304,7 @@ def _names(ds: xr.Dataset) -> list[str]:
 
 def _of(values: Any, name: str) -> Any:
     """What belongs to one baseline."""
-    return values.isel(baseline=list(_LINES).index(name))
+    return values.isel(baseline=list(LINES).index(name))
 
 
 def _cells(config: dict[str, Any]) -> tuple[np.ndarray, float]:

@@ -70,7 +70,7 @@ def run(name: str, config: Config, store: Path | None = None, progress: bool | M
     Beside the fields of `RetrainingInfo` the dataset has `component_weight` and `component_mean`, components from left to right,
     and the model's variances along and across the line of the centers.
     """
-    _check(config)
+    check(config)
 
     def make(phi: Array, distance: Array, seed: Array) -> tuple[Process, Array]:
         model = models.gaussian_mixture(
@@ -93,14 +93,15 @@ def run(name: str, config: Config, store: Path | None = None, progress: bool | M
         seed=np.arange(config.num_seeds),
         num_steps=config.num_steps,
         key=jax.random.key(config.seed),
-        save=_summary,
+        save=summary,
         store=store,
         progress=progress,
         attrs=study(name, config),
     )
 
 
-def _summary(state: Any, info: Any) -> dict[str, Array]:
+def summary(state: Any, info: Any) -> dict[str, Array]:
+    """What is kept of a round; see `run`."""
     kept = {name: value for name, value in info._asdict().items() if value is not None}
     params = state.params
     order = jnp.argsort(jnp.where(params.weights > 0, params.means[:, 0], jnp.inf))
@@ -116,7 +117,8 @@ def _summary(state: Any, info: Any) -> dict[str, Array]:
     }
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Refuse a configuration that cannot be run, in one sentence."""
     for name in ("std", "temperature", "gamma"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
