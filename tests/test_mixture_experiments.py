@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from plural_jax.experiments import EXPERIMENTS, e1, e7, e8, e9_mixtures, execute, mixtures
+from plural_jax.experiments import EXPERIMENTS, e1, e5_mixtures, e6_mixtures, e7, e8, e9_mixtures, execute, mixtures
 
 SMALL = e1.Config(num_steps=30, num_seeds=12)
 
@@ -103,6 +103,31 @@ def test_leakage_against_the_exact_density(tmp_path):
         assert table["exact"][distance, 1] == pytest.approx(expected, abs=1e-3)
         assert table["leakage"][distance, 1] == pytest.approx(expected, abs=0.03)
     assert table["leakage"][5.0, 30] < 0.01 and table["leakage"][1.0, 30] > 0.2
+
+
+def test_weights_track_phi_beside_the_exact_density(tmp_path):
+    config = e5_mixtures.Config(phi=(0.2, 0.5), num_seeds=8, num_steps=20)
+    done = execute(EXPERIMENTS["e5-mixtures"], config, tmp_path / "e5")
+    table = done.tables["weights"]
+    np.testing.assert_allclose(table["weight, exact"], table["phi"], atol=0.01)
+    np.testing.assert_allclose(table["weight"], table["phi"], atol=0.05)
+    np.testing.assert_allclose(table["var r_1"], table["var r_1, exact"], rtol=0.15)
+    assert {path.name for path in done.figures} == {"weights.png", "weights.pdf"}
+
+
+def test_small_pools_lose_pluralism_as_the_exact_density_does(tmp_path):
+    config = e6_mixtures.Config(pool_size=(2.0, 10.0, float("inf")), num_seeds=8, num_steps=20)
+    done = execute(EXPERIMENTS["e6-mixtures"], config, tmp_path / "e6")
+    table = done.tables["pools"].set_index("K")
+    np.testing.assert_allclose(table["mean r_1"], table["mean r_1, exact"], rtol=0.15)
+    assert table["var r_1"][2.0] < 0.2 * table["var r_1"][10.0]
+    assert table["distinct"][2.0] == 500  # pools of two from a thousand candidates share none
+    again = execute(EXPERIMENTS["e6-mixtures"], config, tmp_path / "e6", resume=True)
+    assert again.tables["pools"].equals(done.tables["pools"])
+    with pytest.raises(
+        ValueError, match=r"pool_size must hold whole numbers from 2 to num_candidates=1000, or inf, got 2.5"
+    ):
+        e6_mixtures.run(e6_mixtures.Config(pool_size=(2.5,)))
 
 
 def test_baselines_beside_their_exact_densities(tmp_path):

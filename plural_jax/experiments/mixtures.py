@@ -30,6 +30,8 @@ from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import config_of, study
 from plural_jax.process import Meter
 
+#: Distance between grid points of exact densities; a component is at least 0.15 wide after 40 rounds.
+_SPACING = 0.125
 #: Percentiles of a band.
 BAND = (5, 95)
 
@@ -64,8 +66,14 @@ class Config:
     """Seed of all of them."""
 
 
-def run(name: str, config: Config, store: Path | None = None, progress: bool | Meter = False) -> xr.Dataset:
-    """Every combination of phi, distance and seed, summaries of every round.
+def run(
+    name: str,
+    config: Config,
+    store: Path | None = None,
+    progress: bool | Meter = False,
+    pool_size: int | None = None,
+) -> xr.Dataset:
+    """Every combination of phi, distance and seed, summaries of every round; each draw looks at `pool_size` or all candidates.
 
     Beside the fields of `RetrainingInfo` the dataset has `component_weight` and `component_mean`, components from left to right,
     and the model's variances along and across the line of the centers.
@@ -82,6 +90,7 @@ def run(name: str, config: Config, store: Path | None = None, progress: bool | M
             jnp.stack([phi, 1 - phi]),
             num_candidates=config.num_candidates,
             num_curated=config.num_curated,
+            pool_size=pool_size,
             temperature=config.temperature,
         )
         return process, jax.random.fold_in(jax.random.key(config.seed), seed.astype(jnp.uint32))
@@ -136,6 +145,13 @@ def check(config: Config) -> None:
 def exact(ds: xr.Dataset, phi: float, distance: float) -> xr.Dataset:
     """The exact density of an infinite pool at the same parameters, every round; variables of `GaussianInfo`."""
     return plane.closed_form(ds, phi, config_of(ds)["gamma"], ds.distance.values).sel(distance=distance)
+
+
+def exact_on_grid(config: Config, **axes: Any) -> xr.Dataset:
+    """Exact densities of the plane at the same parameters, for values of phi, distance or pool_size; see `plane.run`."""
+    fields = ("phi", "distance", "temperature", "std", "num_steps")
+    same: dict[str, Any] = {"gamma": (config.gamma,), **{name: getattr(config, name) for name in fields}}
+    return plane.run("exact", plane.Config(**{**same, **axes, "spacing": _SPACING})).isel(gamma=0)
 
 
 def exact_leakage(ds: xr.Dataset, phi: float) -> xr.DataArray:
