@@ -83,7 +83,16 @@ def test_separations(tmp_path):
     """One mode at distance 0 and 1, two at 4, as for the exact density after as many rounds."""
     config = e7.Config(distance=(0.0, 1.0, 4.0), num_seeds=8, num_steps=30)
     done = execute(EXPERIMENTS["e7"], config, tmp_path / "e7")
-    assert {path.name for path in done.figures} == {"separations.png", "separations.pdf"}
+    assert {path.name for path in done.figures} == {
+        f"{n}.{s}" for n in ("separations", "figure15") for s in ("png", "pdf")
+    }
+    # Densities integrate to one, over any grid that holds them.
+    step = 0.05
+    axis = np.arange(-5, 5, step)
+    points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    for distance in (0.0, 4.0):
+        last = done.dataset.sel(phi=0.5, distance=distance).isel(step=-1)
+        assert mixtures.mean_density(last, points).sum() * step**2 == pytest.approx(1, abs=0.02)
     table = done.tables["separations"].set_index("distance")
     assert table["spread"].isna()[0.0] and abs(table["spread"][1.0]) < 0.3
     assert table["spread"][4.0] == pytest.approx(table["spread, exact"][4.0], abs=0.1)

@@ -78,6 +78,7 @@ INFO_DIMS = {
     "leakage": ("preference",),
     "component_weight": ("component",),
     "component_mean": ("component", "dimension"),
+    "component_covariance": ("component", "dimension", "other_dimension"),
 }
 
 

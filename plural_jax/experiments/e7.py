@@ -13,12 +13,16 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from plural_jax import figures
-from plural_jax.experiments import mixtures
+from plural_jax import density, figures
+from plural_jax import run as run_process
+from plural_jax.experiments import mixtures, plane
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import Experiment, config_of, titled
 from plural_jax.process import Meter
 from plural_jax.theory import transition_distance
+
+#: Distances whose densities are shown.
+_SHOWN = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
 
 
 def plot(ds: xr.Dataset) -> dict[str, Figure]:
-    """Reward means and variances and the spread, by distance."""
+    """Reward means and variances and the spread, by distance; densities after the last round (Figure 15)."""
     with figures.style():
-        return {"separations": _separations(ds)}
+        return {"separations": _separations(ds), "figure15": _densities(ds)}
 
 
 def _separations(ds: xr.Dataset) -> Figure:
@@ -109,6 +113,42 @@ def _separations(ds: xr.Dataset) -> Figure:
         ax.set_xlabel("distance between the centers")
     note = f"After {config['num_steps']} rounds; line: one point is stable up to here; {mixtures.parameters(config)}"
     figures.caption(figure, note)
+    return figure
+
+
+def _densities(ds: xr.Dataset) -> Figure:
+    config, phi = config_of(ds), ds.phi.values.tolist()[0]
+    among = ds.distance.values
+    shown = list(dict.fromkeys(float(among[np.abs(among - d).argmin()]) for d in _SHOWN))
+    figure, axes = figures.panels(len(shown), rows=2, width=2.3, height=1.35, sharex=True, sharey=True)
+    # One grid for all, so that nothing compiles twice.
+    settings = {"distance": (max(shown),), "std": config["std"], "spacing": 0.0625, "reach": 2.0}
+    grid = plane.grid(settings)
+    points = np.asarray(grid.points, float)
+    x, y = (np.unique(points[:, i]) for i in (0, 1))
+    for column, distance in zip(axes.T, shown, strict=True):
+        land = plane.landscape(settings, distance, config["gamma"])
+        process = density.large_pool(land, [phi, 1 - phi], temperature=config["temperature"])
+        final, _ = run_process(
+            process, process.init(land.gaussian(0.0, config["std"])), config["num_steps"], save="final"
+        )
+        last = ds.sel(phi=phi, distance=distance).isel(step=-1)
+        for ax, values in zip(
+            column, (np.exp(np.asarray(final.log_p)), mixtures.mean_density(last, points)), strict=True
+        ):
+            figures.density_image(ax, x, y, values.reshape(grid.shape))
+            for i, center in enumerate((-distance / 2, distance / 2)):
+                ax.plot(center, -1.0, "^", color=figures.PREFERENCE_COLORS[i], ms=5)
+            half = max(shown) / 2 + 1
+            ax.set(xlim=(-half, half), ylim=(-1.25, 1.25))
+        column[0].set_title(f"d = {distance:g}")
+        column[1].set_xlabel("$x_1$")
+    axes[0, 0].set_ylabel("exact density")
+    axes[1, 0].set_ylabel("mixtures")
+    note = f"Densities after {config['num_steps']} rounds, each brightest at its maximum; mixtures: mean of all seeds"
+    figures.caption(
+        figure, f"{note}; triangles: first coordinate of the centers; φ = {phi:g}; {mixtures.parameters(config)}"
+    )
     return figure
 
 

@@ -75,8 +75,8 @@ def run(
 ) -> xr.Dataset:
     """Every combination of phi, distance and seed, summaries of every round; each draw looks at `pool_size` or all candidates.
 
-    Beside the fields of `RetrainingInfo` the dataset has `component_weight` and `component_mean`, components from left to right,
-    and the model's variances along and across the line of the centers.
+    Beside the fields of `RetrainingInfo` the dataset has `component_weight`, `component_mean` and `component_covariance`, from
+    left to right, and the model's variances along and across the line of the centers.
     """
     check(config)
 
@@ -121,6 +121,7 @@ def summary(state: Any, info: Any) -> dict[str, Array]:
         **kept,
         "component_weight": params.weights[order],
         "component_mean": params.means[order],
+        "component_covariance": params.covariances[order],
         "variance_along": variance[0],
         "variance_across": variance[1],
     }
@@ -193,6 +194,21 @@ def one_gaussian(config: dict[str, Any], phi: float, distance: Any) -> np.ndarra
     g = config["gamma"] / config["temperature"]
     spread = 2 * g * phi * (1 - phi) * np.asarray(distance, float) ** 2
     return np.maximum(spread - 1, 0) / (2 * g)
+
+
+def mean_density(ds: xr.Dataset, points: np.ndarray) -> np.ndarray:
+    """Density of the mixtures at points [n, 2], averaged over seeds, [n]; `ds` is one round of one combination."""
+    total = np.zeros(len(points))
+    for seed in range(ds.sizes["seed"]):
+        at = ds.isel(seed=seed)
+        for k in range(ds.sizes["component"]):
+            weight = float(at.component_weight[k])
+            if weight > 0:
+                away = points - at.component_mean.values[k]
+                covariance = at.component_covariance.values[k].astype(float)
+                square = np.sum(away * np.linalg.solve(covariance, away.T).T, axis=1)
+                total += weight * np.exp(-0.5 * square) / (2 * np.pi * np.sqrt(np.linalg.det(covariance)))
+    return total / ds.sizes["seed"]
 
 
 def quantiles(values: xr.DataArray) -> np.ndarray:
