@@ -13,10 +13,10 @@ import pytest
 from jax.tree_util import Partial
 
 import plural_jax as pj
-from plural_jax.density import linear_blocks, linear_blocks_summary
+from plural_jax.density import linear_blocks, linear_blocks_summary, tilt_blocks
 from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityState
-from plural_jax.density.linear_blocks_masses import Format
+from plural_jax.density.linear_blocks_masses import Format, mix
 from plural_jax.density.linear_blocks_summary import Observer
 from tests import oracles
 
@@ -181,7 +181,7 @@ def test_a_slice_that_was_left_out_grows_back(rng):
 class Recorder(Observer):
     """In place of the numbers of a summary: the bounds that it is given, and the rows that say where there are none."""
 
-    def __call__(self, masses, z, trusted, bounds, choice):
+    def __call__(self, masses, z, weights, trusted, bounds, choice):
         return bounds, choice
 
     def careful(self, masses):
@@ -200,7 +200,7 @@ def bounds_of(rewards, phis, starts, num_steps):
         mock.patch.object(linear_blocks, "Observer", Recorder),
         mock.patch.object(linear_blocks, "unpack", lambda rows, m: rows),
     ):
-        _, bounds = linear_blocks._run(num_steps, 1, (problem, multiplier), phi, log_p)
+        _, bounds = tilt_blocks.xla_rounds(num_steps, 1, (problem, multiplier), phi, log_p)
     order = prefix.best_first(jnp.exp(rewards - rewards.max(axis=2, keepdims=True)))
     back = jnp.argsort(order, axis=1)
     return jnp.take_along_axis(bounds, back[:, None, :, None], axis=2)
@@ -266,7 +266,11 @@ def observer():
     )
     tilt = prefix.reorder(tilt, order, 2)
     phis, live = jnp.asarray(PHIS.T, jnp.float32)[None], jnp.ones((1, N, 1), bool)
-    made = Observer(Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS)
+
+    def w_first(weights, length):
+        return mix(weights, tilt[:, :, :length])
+
+    made = Observer(Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS, w_first)
     return made, tilt, order
 
 
@@ -278,7 +282,7 @@ def observed(log_p, guess):
     masses = form.from_log(prefix.reorder(log_p[None], order, 1), CUTS)
     q = [part.q for part in masses]
     z = jnp.matmul(tilt, jnp.concatenate(q, axis=1)) * 2.0**-form.scale
-    return observe(masses, z, jnp.asarray(True), observe.slices.masses(q), guess)
+    return observe(masses, z, observe.phi / z, jnp.asarray(True), observe.slices.masses(q), guess)
 
 
 @jax.jit

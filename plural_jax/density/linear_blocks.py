@@ -1,13 +1,17 @@
-"""Many large-K rounds at the speed of plain multiplications, with the range of log space.
+"""Many rounds at the speed of plain multiplications, with the range of log space.
 
-A round in log space costs exponentials and a logarithm per cell; in linear space it is one product and m sums with
-constant tilts `e_i = exp((r_i - r_i*) / tau) <= 1`:
+A round in log space costs exponentials and a logarithm per cell; in linear space it is one product and a few sums with
+constant tables, since W is a sum of constant functions of x with weights that depend on the density:
 
-    z_i = sum_x p(x) e_i(x),    p(x) <- p(x) W(x),    W(x) = sum_i u_i e_i(x),    u_i = phi_i / z_i.
+    p(x) <- p(x) W(x),    W(x) = sum_k u_k w_k(x),    u = u(sums of p).
+
+What these functions and sums are is said by a `Rule`: one tilt for each preference where the pool is large
+(`tilt_blocks`), and one exponential for each node of the quadrature where it is finite (`matrix_blocks`). This file is
+the loop around them, which keeps the masses in range.
 
 Layout: masses are `[G, n, C]`: G landscapes, n cells, C configurations of each landscape that differ in phi or in
-their start. A `vmap` becomes one of the axes G and C (`_vmap_rule`), so that the sums of all configurations are matrix
-products `e [m, n] @ p [n, C]`, and every decision below is one for the whole batch.
+their start (see `many_rounds`), so that the sums of all configurations are matrix products `[rows, n] @ [n, C]`, and
+every decision below is one for the whole batch.
 
 Range: linear masses underflow, so each is kept as `p = q 2^(E - scale)` with a float q and an integer E <= 0, and E is
 zero wherever p is a normal number. The other cells are *deep*: their true mass is below 2^-depth (depth is 126 in
@@ -16,25 +20,22 @@ at most 2^(1 - depth), as far below the sums as the true one, and leaves q so fa
 only need `q <- q W`. These rounds form a *block*; at its end `fold` moves the binary exponent of q into E by integer
 operations.
 
-What bounds a block, for any landscape and start:
+What bounds a block, for any landscape and start, with `e_i = exp((r_i - r_i*) / tau) <= 1`:
 
-  * z_i <= 1, so no cell loses more than the factor `w_low = min_x sum_i phi_i e_i(x)` in a round: a block of
-    `scale / log2(1 / w_low)` rounds loses no cell.
-  * W <= 1 / min_i z_i, so after some rounds the false mass is at most `n 2^(1 - depth) prod_t 1 / min_i z_i`: a block
-    goes on while that is below rounding in every z_i.
+  * For pools of any size `W >= w_low = min_x sum_i phi_i e_i(x)`, since a sample is never kept with less than its own
+    tilt: so no cell loses more than that factor in a round, and a block of `scale / log2(1 / w_low)` rounds loses none.
+  * The rule knows a bound on W, so after some rounds the false mass is at most `n 2^(1 - depth)` times their product: a
+    block goes on while the rule trusts its sums in spite of that.
 
 Where not even one round fits (wild first rounds of a far start, rewards of 1e4), one round is taken in log space.
 
-Per cell and round this reads q twice and writes it once; 2m fused multiply-adds and one product. A summary costs several
-times that, and reads only the first cells where that is enough: see `linear_blocks_prefix`.
+A summary costs several times a round, and reads only the first cells where that is enough: see `linear_blocks_prefix`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -42,89 +43,90 @@ import numpy as np
 from jax import Array
 
 from plural_jax.density import linear_blocks_prefix as prefix
-from plural_jax.density.core import DensityInfo, DensityState, Problem, _step, dot, summarize
-from plural_jax.density.linear_blocks_masses import Format, Masses, Parts, add, mix, per_configuration
+from plural_jax.density.core import DensityInfo, Problem
+from plural_jax.density.linear_blocks_masses import Format, Masses, Parts, mix, per_configuration
 from plural_jax.density.linear_blocks_summary import Observer, unpack
 from plural_jax.landscape import normalize
 
-#: On a CPU a matrix product with fewer columns than this is slower than with this many (jaxlib 0.10: a round takes
-#: 0.1 ns per entry with 32 columns, 0.5 to 1 with 3 to 31), so that it pays to fill up with copies.
-_CPU_COLUMNS = 32
+
+class Measured(NamedTuple):
+    """What a rule reads off a density.
+
+    Attributes:
+        weights: u, [G, rows, C].
+        z: normalizers E_p[e_i], [G, m, C], where the rule needs them itself; else None.
+        w_max: W is nowhere larger, in no configuration, [].
+    """
+
+    weights: Array
+    z: Array | None
+    w_max: Array
 
 
-def rounds(
-    problem: Problem, multiplier: Any, key: Array | None, state: DensityState, num_steps: int, every: int
-) -> tuple[DensityState, DensityInfo]:
-    """`num_steps` large-K rounds and the infos of every `every`-th; equal to repeated steps up to rounding."""
-    del key  # the exact dynamics draw nothing
-    return _rounds(num_steps, every, problem, multiplier, state)
+class Setting(NamedTuple):
+    """What a rule is made of, all cells in the order in which they are kept.
+
+    Attributes:
+        form: the floating-point format.
+        problem: without phi, every leaf with a leading axis G; r_i* is over cells with mass.
+        multiplier: log W in log space, every leaf with a leading axis G.
+        tilt: e_i, [G, m, n], zero where no configuration has mass.
+        phi: [G, m, C].
+        live: where there is mass, [G, n, C] or [G, n, 1].
+        w_low: W is nowhere smaller, [].
+        cuts: cells after which the masses are cut in parts; the first is 0, the last n.
+    """
+
+    form: Format
+    problem: Problem
+    multiplier: Any
+    tilt: Array
+    phi: Array
+    live: Array
+    w_low: Array
+    cuts: tuple[int, ...]
+
+    @property
+    def coarse(self) -> float:
+        """What is smaller by this factor does not change a sum."""
+        return float(np.ldexp(16.0, self.form.mantissa + 1))
+
+    def false_mass(self, growth: Array) -> Array:
+        """Bound on the false mass of all cells after rounds that multiplied by `growth` at most."""
+        return growth * (self.tilt.shape[2] * 2.0 ** (1 - self.form.depth))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _rounds(
-    num_steps: int, every: int, problem: Problem, multiplier: Any, state: DensityState
-) -> tuple[DensityState, DensityInfo]:
-    shared = problem._replace(phi=None, log_uniform=None)  # type: ignore[arg-type]  # no part of a landscape
-    landscape = jax.tree.map(lambda x: x[None], (shared, multiplier))
-    log_p, infos = _batchable(num_steps, every)(landscape, problem.phi[None, :, None], state.log_p[None, :, None])
-    log_p = log_p[0, :, 0]
-    return DensityState(log_p, multiplier(problem, log_p)), jax.tree.map(lambda x: x[0, ..., 0], infos)
+class Rule(Protocol):
+    """How a round multiplies masses in linear space; made of a `Setting`.
 
+    Attributes:
+        sorts: whether bounds hold that let summaries leave out cells (`linear_blocks_prefix`).
+        columns: on a CPU, 3 configurations or more are filled up to this number.
+    """
 
-@_rounds.defjvp
-def _derivative(num_steps: int, every: int, primals: Any, tangents: Any) -> Any:
-    """Derivatives, forward and reverse, are those of the repeated step: they never look into a block."""
-    return jax.jvp(partial(_one_after_another, num_steps, every), primals, tangents)
+    sorts: ClassVar[bool]
+    columns: ClassVar[int]
 
+    def __init__(self, setting: Setting) -> None: ...
 
-def _one_after_another(
-    num_steps: int, every: int, problem: Problem, multiplier: Any, state: DensityState
-) -> tuple[DensityState, DensityInfo]:
-    @jax.checkpoint  # keeps only the state of each round for the way back
-    def one(state: DensityState, _: None) -> tuple[DensityState, None]:
-        return _step(problem, multiplier, None, state)[0], None
+    @staticmethod
+    def fill_up(multiplier: Any, cells: int) -> Any:
+        """A multiplier for so many more cells, which have no mass."""
 
-    def one_save(state: DensityState, _: None) -> tuple[DensityState, DensityInfo]:
-        state, _ = jax.lax.scan(one, state, length=every)
-        return state, summarize(problem, state)
+    def measure(self, masses: Parts) -> Measured:
+        """Weights of the density and a bound on W."""
 
-    return jax.lax.scan(one_save, state, length=num_steps // every)
+    def w(self, weights: Array, part: int) -> Array:
+        """W in the cells of a part, [G, cells, C]."""
 
+    def w_first(self, weights: Array, length: int) -> Array:
+        """W in the first so many cells, [G, length, C]."""
 
-# --- vmap -------------------------------------------------------------------------------------------------------------
+    def normalizers(self, measured: Measured, masses: Parts) -> Array:
+        """E_p[e_i], [G, m, C]."""
 
-
-def _batchable(num_steps: int, every: int) -> Any:
-    """`_run` as a function of (landscape, phi, log_p) that knows what to do under `vmap`."""
-    run = jax.custom_batching.custom_vmap(partial(_run, num_steps, every))
-    run.def_vmap(partial(_vmap_rule, run))
-    return run
-
-
-def _vmap_rule(run: Any, size: int, batched: Any, landscape: Any, phi: Array, log_p: Array) -> Any:
-    """A batch axis joins the landscapes G if it changes them, and otherwise their configurations C."""
-    landscape_batched, phi_batched, log_p_batched = batched
-    by_landscape = any(jax.tree.leaves(landscape_batched))
-
-    def join(x: Array, is_batched: bool, axis: int) -> Array:
-        """The leading axis of length `size` becomes part of another one; what is shared is repeated."""
-        x = jnp.moveaxis(x if is_batched else jnp.broadcast_to(x, (size, *x.shape)), 0, axis)
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-    def part(x: Array, axis: int) -> Array:
-        """The reverse."""
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
-
-    if by_landscape:
-        landscape = jax.tree.map(lambda x, b: join(x, b, 0), landscape, landscape_batched)
-        log_p = join(log_p, log_p_batched, 0)
-    elif log_p_batched or log_p.shape[-1] > 1:  # one column is a start that all configurations share
-        log_p = join(jnp.broadcast_to(log_p, (*log_p.shape[:-1], phi.shape[-1])), log_p_batched, 2)
-    out = run(landscape, join(phi, phi_batched, 0 if by_landscape else 2), log_p)
-    return jax.tree.map(lambda x: part(x, 0 if by_landscape else x.ndim - 1), out), jax.tree.map(lambda _: True, out)
-
-
-# --- the rounds of C configurations on each of G landscapes -----------------------------------------------------------
+    def trusted(self, growth: Array, measured: Measured) -> Array:
+        """Whether sums are right although masses may be false by `growth` 2^(1 - depth), and tables have underflowed."""
 
 
 class _Loop(NamedTuple):
@@ -132,8 +134,7 @@ class _Loop(NamedTuple):
 
     Attributes:
         masses: parts of the density.
-        z: normalizers of this density, [G, m, C].
-        z_min: the smallest of them, [].
+        measured: what the rule reads off this density.
         growth: bound on what the block's rounds so far multiplied a mass by, [].
         age: rounds since the last fold, [].
         t: rounds done, [].
@@ -143,8 +144,7 @@ class _Loop(NamedTuple):
     """
 
     masses: Parts
-    z: Array
-    z_min: Array
+    measured: Measured
     growth: Array
     age: Array
     t: Array
@@ -153,25 +153,15 @@ class _Loop(NamedTuple):
     infos: Array
 
 
-def _run(
-    num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
+def run(
+    rule_type: type[Rule], num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
 ) -> tuple[Array, DensityInfo]:
-    """`num_steps` rounds of G landscapes with C configurations each.
-
-    Args:
-        num_steps: as for `rounds`.
-        every: as for `rounds`.
-        landscape: a problem without phi and a multiplier; every leaf has a leading axis G.
-        phi: [G, m, C].
-        log_p: [G, n, C], or [G, n, 1] where all configurations share a start.
-
-    Returns:
-        Log-masses [G, n, C], and infos with leading axes G and saves and C as the last one.
-    """
+    """`num_steps` rounds of G landscapes with C configurations each; see `many_rounds`."""
     n, columns = log_p.shape[1], phi.shape[2]
     problem, multiplier = landscape
-    problem, phi, log_p = _fill_up(problem, phi, log_p)
-    in_order = every < num_steps and prefix.pays(log_p.shape[1], phi.shape[2])
+    problem, phi, log_p = _fill_up(problem, phi, log_p, rule_type.columns)
+    multiplier = rule_type.fill_up(multiplier, log_p.shape[1] - n)
+    in_order = rule_type.sorts and every < num_steps and prefix.pays(log_p.shape[1], phi.shape[2])
     form = Format.of(log_p.dtype)
     live = log_p > -jnp.inf
     problem, tilt = _tilts(problem, live.any(axis=2))
@@ -186,30 +176,21 @@ def _run(
     w_low = jnp.min(jnp.where(live, mix(phi, tilt), 1.0))
     longest = ((form.scale - 1) / -jnp.log2(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
     cuts = (0, *(tilt.shape[2] // prefix.SLICES * cut for cut in prefix.CUTS)) if in_order else (0, tilt.shape[2])
-    tilts = [tilt[:, :, a:b] for a, b in pairwise(cuts)]
-    observe = Observer(form, problem, multiplier, tilt, phi, live, cuts)
+    rule = rule_type(Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts))
+    observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, rule.w_first)
     slices = observe.slices
-    coarse = float(np.ldexp(16.0, form.mantissa + 1))  # what is smaller by this factor does not change a sum
-
-    def trusted(growth: Array, z_min: Array) -> Array:
-        """Whether sums are right although masses may be false by `growth` 2^(1 - depth), and tilts have underflowed."""
-        false_mass = growth * (log_p.shape[1] * 2.0 ** (1 - form.depth))
-        return (false_mass * coarse <= z_min) & (2.0**-form.depth * coarse <= w_low * z_min)
 
     def may_go_on(c: _Loop) -> Array:
-        return (c.t < num_steps) & (c.age < longest) & trusted(c.growth / c.z_min, c.z_min)
-
-    def measure(masses: Parts) -> dict[str, Array]:
-        z = add(dot(e, part.q) for e, part in zip(tilts, masses, strict=True)) * 2.0**-form.scale
-        return {"z": z, "z_min": jnp.min(z)}
+        return (c.t < num_steps) & (c.age < longest) & rule.trusted(c.growth * c.measured.w_max, c.measured)
 
     def anew(masses: Parts, c: _Loop) -> _Loop:
         """The first state of a block."""
         bounds = c.bounds if slices is None else slices.masses([part.q for part in masses])
-        return c._replace(masses=masses, **measure(masses), growth=one, age=none, bounds=bounds)
+        return c._replace(masses=masses, measured=rule.measure(masses), growth=one, age=none, bounds=bounds)
 
     def observed(c: _Loop) -> tuple[Array, Array]:
-        return observe(c.masses, c.z, trusted(c.growth, c.z_min), c.bounds, c.choice)
+        z = rule.normalizers(c.measured, c.masses)
+        return observe(c.masses, z, c.measured.weights, rule.trusted(c.growth, c.measured), c.bounds, c.choice)
 
     def record(c: _Loop, observed: Callable[[_Loop], tuple[Array, Array]]) -> _Loop:
         if every == num_steps:
@@ -224,15 +205,15 @@ def _run(
         return c._replace(infos=infos, choice=choice)
 
     def linear_round(c: _Loop) -> _Loop:
-        u = phi / c.z
-        masses = tuple(Masses(p.q * mix(u, e), p.exponent) for p, e in zip(c.masses, tilts, strict=True))
+        u = c.measured.weights
+        masses = tuple(Masses(part.q * rule.w(u, k), part.exponent) for k, part in enumerate(c.masses))
         bounds = c.bounds
         if slices is not None:
             bounds = jnp.minimum(bounds * mix(u, slices.tilt[:, :, : prefix.SLICES]), 2.0 ** (form.scale + 1))
         new = c._replace(
             masses=masses,
-            **measure(masses),
-            growth=c.growth / c.z_min,
+            measured=rule.measure(masses),
+            growth=c.growth * c.measured.w_max,
             age=c.age + 1,
             t=c.t + 1,
             bounds=bounds,
@@ -255,7 +236,7 @@ def _run(
     one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
     masses = form.from_log(jnp.broadcast_to(log_p, (*log_p.shape[:2], phi.shape[2])), cuts)
     bounds = jnp.zeros((phi.shape[0], prefix.SLICES if in_order else 0, phi.shape[2]), form.dtype)
-    start = anew(masses, _Loop(masses, phi, one, one, none, none, bounds, none, bounds))
+    start = anew(masses, _Loop(masses, rule.measure(masses), one, none, none, bounds, none, bounds))
     info, _ = jax.eval_shape(observed, start)
     start = start._replace(infos=jnp.zeros((num_steps // every, *info.shape), info.dtype))
     c = jax.lax.while_loop(lambda c: c.t < num_steps, block, start)
@@ -267,11 +248,11 @@ def _run(
     return log_p[:, :n, :columns], jax.tree.map(lambda x: x[..., :columns], infos)
 
 
-def _fill_up(problem: Problem, phi: Array, log_p: Array) -> tuple[Problem, Array, Array]:
+def _fill_up(problem: Problem, phi: Array, log_p: Array, fewest: int) -> tuple[Problem, Array, Array]:
     """Add cells without mass up to a convenient number, and on a CPU copies of the last configuration."""
     cells = -log_p.shape[1] % prefix.multiple(log_p.shape[1])
     columns = phi.shape[2]
-    copies = _CPU_COLUMNS - columns if 2 < columns < _CPU_COLUMNS and jax.default_backend() == "cpu" else 0
+    copies = fewest - columns if 2 < columns < fewest and jax.default_backend() == "cpu" else 0
 
     def pad(x: Array, axis: int, extra: int, **how: Any) -> Array:
         width = [(0, 0)] * x.ndim

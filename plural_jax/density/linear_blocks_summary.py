@@ -8,6 +8,7 @@ Arrays are `[G, n, C]`: landscapes, cells, configurations; see `linear_blocks`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -42,9 +43,14 @@ class Observer:
         phi: Array,
         live: Array,
         cuts: tuple[int, ...],
+        w_first: Callable[[Array, int], Array],
     ) -> None:
-        """What all summaries share. If `cuts` cut the cells in parts, they are in the order of `best_first`."""
+        """What all summaries share. If `cuts` cut the cells in parts, they are in the order of `best_first`.
+
+        `w_first` gives W in the first so many cells for a density's weights.
+        """
         self.form, self.problem, self.multiplier, self.tilt, self.phi = form, problem, multiplier, tilt, phi
+        self.w_first = w_first
         self.shifted = shifted = problem.rewards - problem.best
         table = jnp.concatenate([shifted, shifted * shifted, problem.basins, problem.outside[:, None]], axis=1)
         self.offset = problem.best / problem.temperature[:, None, None]
@@ -80,23 +86,26 @@ class Observer:
         elsewhere = addend.at[:, 2 * m : 3 * m].set(jnp.inf)
         return jnp.stack([factor, factor], axis=1)[..., None], jnp.stack([elsewhere, addend], axis=1)[..., None]
 
-    def __call__(self, masses: Parts, z: Array, trusted: Array, bounds: Array, choice: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, masses: Parts, z: Array, weights: Array, trusted: Array, bounds: Array, choice: Array
+    ) -> tuple[Array, Array]:
         """The infos below one another as `unpack` expects them, and the length to begin with the next time.
 
         Args:
             masses: parts of the density.
             z: its normalizers, [G, m, C].
+            weights: of W, as `w_first` takes them.
             trusted: whether sums over q mean something.
             bounds: what the sum over q in a slice does not exceed, [G, SLICES, C].
             choice: index of the length to begin with, [].
         """
         return jax.lax.cond(
-            trusted, self._fast, lambda masses, *_: (self.careful(masses), choice), masses, z, bounds, choice
+            trusted, self._fast, lambda masses, *_: (self.careful(masses), choice), masses, z, weights, bounds, choice
         )
 
-    def _fast(self, masses: Parts, z: Array, bounds: Array, choice: Array) -> tuple[Array, Array]:
+    def _fast(self, masses: Parts, z: Array, weights: Array, bounds: Array, choice: Array) -> tuple[Array, Array]:
         m = self.phi.shape[1]
-        numbers, choice = self._read([part.q for part in masses], self.phi / z, bounds, choice)
+        numbers, choice = self._read([part.q for part in masses], weights, bounds, choice)
         mean, variance, basin, outside, entropy, maxima = jnp.split(
             numbers, [m, 2 * m, 3 * m, 3 * m + 1, 3 * m + 2], axis=1
         )
@@ -125,7 +134,7 @@ class Observer:
 
     def _read(self, q: list[Array], u: Array, bounds: Array, choice: Array) -> tuple[Array, Array]:
         """The numbers of `_over` from as few cells as will do, and the next length to begin with."""
-        m, slices = u.shape[1], self.slices
+        m, slices = self.phi.shape[1], self.slices
         if slices is None:
             return self._over(0, q, u), choice
         factor, addend = self.limits
@@ -147,7 +156,7 @@ class Observer:
 
         From the first cells, as many as the length of that index.
         """
-        m, unit, pieces = u.shape[1], 2.0**-self.form.scale, self.pieces[choice]
+        m, unit, pieces = self.phi.shape[1], 2.0**-self.form.scale, self.pieces[choice]
         length = pieces[-1][0].stop
 
         def cut(q: list[Array]) -> list[Array]:
@@ -167,7 +176,7 @@ class Observer:
         keeps_digits = jnp.all(variance * _MAX_CANCELLATION >= second)
         # All of q goes in, because a part of it would be copied.
         variance = jax.lax.cond(keeps_digits, lambda q, mean: variance, central, q, mean)
-        w = mix(u, self.tilt[:, :, :length])
+        w = self.w_first(u, length)
         if self.weight is not None:
             w = w * self.weight[:, :length]
         highest = jnp.stack(_maxima(w, w * self.problem.outside[:, :length, None]), axis=1)

@@ -7,7 +7,7 @@ from jax.tree_util import Partial
 
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, density_process, log_normalizers, mix_log, problem
-from plural_jax.density.linear_blocks import rounds
+from plural_jax.density.tilt_blocks import rounds
 from plural_jax.landscape import Landscape
 from plural_jax.process import Process
 
