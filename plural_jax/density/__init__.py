@@ -2,10 +2,10 @@
 
 from plural_jax.density.closed_form import GaussianInfo, GaussianState, gaussian, mixture_log_density
 from plural_jax.density.core import DensityInfo, DensityState
+from plural_jax.density.finite import finite_pool
 from plural_jax.density.limit import Limit, solve_limit
 from plural_jax.density.limit_process import LimitInfo, LimitState, to_limit
 from plural_jax.density.policies import averaged_reward, greedy, no_curation, reward_per_round, single_reward
-from plural_jax.density.quadrature import finite_pool
 from plural_jax.density.tilt import large_pool
 from plural_jax.density.training_sets import AccumulatedState, accumulate, finite_set, mix_real
 

@@ -26,7 +26,7 @@ from plural_jax.density.core import (
     problem,
     summarize,
 )
-from plural_jax.density.quadrature import finite_pool
+from plural_jax.density.finite import finite_pool
 from plural_jax.landscape import Landscape, normalize
 from plural_jax.process import Process
 

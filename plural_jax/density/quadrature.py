@@ -32,17 +32,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
-from plural_jax.density.core import Problem, density_process, dot, mix_log, problem
-from plural_jax.density.tilt import large_pool, large_pool_log_multiplier
+from plural_jax.density.core import Problem, dot, mix_log
+from plural_jax.density.tilt import large_pool_log_multiplier
 from plural_jax.landscape import Landscape
-from plural_jax.process import Process
 
 #: Nodes that share one shift. At the widest step they span 32 e-folds, well inside float32's range.
-_CHUNK = 64
+CHUNK = 64
 #: Largest table of node values, in entries for each preference; nodes beyond it are recomputed in every round.
 _MAX_TABLE = 2**24
 #: Range of log K - log A that the table covers where the rewards are traced and cannot be read.
@@ -67,70 +65,23 @@ class Nodes(NamedTuple):
     num_far: Array | None
 
 
-def finite_pool(
-    landscape: Landscape,
-    phi: ArrayLike,
-    *,
-    pool_size: ArrayLike,
-    temperature: ArrayLike = 1.0,
-    eps: ArrayLike = 0.1,
-) -> Process:
-    """Exact retraining dynamics with a pool of K candidates.
-
-    `p_{t+1}(x) = p_t(x) sum_i phi_i H_K^i(x; p_t)`,
-    `H_K^i(x; p) = E_{X_2..X_K ~ p}[K A_i(x) / (A_i(x) + A_i(X_2) + ... + A_i(X_K))]`, `A_i = exp(r_i/tau)` (Lemma 1, Def. 1)
-
-    Args:
-        landscape: rewards [m, n] and base measure.
-        phi: probability of each preference, [m], non-negative, summing to one.
-        pool_size: K, any real number from 2 on (the integral is defined for all); infinity gives `large_pool`. May be traced.
-        temperature: tau of the choice rule, positive, in units of reward.
-        eps: width of the near-optimal basins, in units of reward. It changes only what is reported.
-
-    Returns:
-        A process with `DensityState` and `DensityInfo` in the landscape's floating type. Relative error of H: about 1e-14
-        in float64; in float32 about 1e-6, growing to K * 1e-7 for pools of thousands. Forward-mode derivatives need
-        a landscape and a pool size that are not traced; reverse mode has no such limit.
-
-    Raises:
-        ValueError: a pool smaller than 2, or what `large_pool` refuses.
-
-    Example:
-        >>> import plural_jax as pj
-        >>> grid = pj.Grid.uniform(-5.0, 5.0, 100)
-        >>> land = pj.Landscape.on(grid, pj.rewards.bump([-3.0, 3.0], height=5.0, width=1.0))
-        >>> process = pj.density.finite_pool(land, phi=[0.25, 0.75], pool_size=10.0)
-        >>> final, trace = pj.run(process, process.init(), num_steps=50)
-        >>> print(f"{trace.basin_mass[-1, 0]:.3f}")
-        0.220
-
-    Source: Lemma 1 and Def. 1 of the paper; the integral form is the Laplace transform of a ratio of sums.
-    """
-    if np.ndim(pool_size) != 0:
-        raise ValueError(f"pool_size must be a single number, got shape {np.shape(pool_size)}.")
-    size = _validate.real_array(pool_size, "pool_size")
-    if size is not None:
-        if not size >= 2:
-            raise ValueError(f"pool_size must be at least 2 (infinity is allowed), got {size}.")
-        if np.isinf(size):
-            return large_pool(landscape, phi, temperature=temperature, eps=eps)
-    shared = problem(landscape, phi, temperature, eps)
-    k = jnp.asarray(pool_size, shared.rewards.dtype)
+def quadrature_nodes(landscape: Landscape, problem: Problem, temperature: ArrayLike, pool_size: ArrayLike) -> Nodes:
+    """The nodes for a problem on a landscape and a pool size that may be traced."""
+    k = jnp.asarray(pool_size, problem.rewards.dtype)
     assert landscape.log_measure is not None
     inside = landscape.log_measure > -jnp.inf
     # Atoms outside the domain never have mass; they must not widen the range.
-    log_a = jnp.where(inside, shared.log_tilt, jnp.zeros((), shared.rewards.dtype))
-    length = _known_length(landscape, temperature, size)
+    log_a = jnp.where(inside, problem.log_tilt, jnp.zeros((), problem.rewards.dtype))
+    length = _known_length(landscape, temperature, _validate.concrete(pool_size))
     wanted = _num_chunks(_TRACED_LENGTH if length is None else length, log_a.dtype)
-    num_chunks = max(1, min(wanted, _MAX_TABLE // (_CHUNK * log_a.shape[1])))
+    num_chunks = max(1, min(wanted, _MAX_TABLE // (CHUNK * log_a.shape[1])))
     complete = length is not None and num_chunks == wanted
-    nodes = Nodes(
+    return Nodes(
         pool_size=k,
         log_a=log_a,
         table=_table(log_a, k, num_chunks),
         num_far=None if complete else jnp.maximum(_chunks_needed(log_a, k) - num_chunks, 0),
     )
-    return density_process(shared, Partial(finite_pool_log_multiplier, nodes))
 
 
 def finite_pool_log_multiplier(nodes: Nodes, problem: Problem, log_p: Array) -> Array:
@@ -146,12 +97,12 @@ def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
     # An infinite pool takes the other branch of the caller; here it only has to stay finite.
     k = jnp.where(jnp.isinf(nodes.pool_size), 2.0, nodes.pool_size)
     m, num_chunks, _, n = nodes.table.shape
-    y = _node_positions(k, jnp.arange(num_chunks * _CHUNK, dtype=jnp.int32))
-    first = jnp.arange(num_chunks * _CHUNK, dtype=jnp.int32) == 0
+    y = node_positions(k, jnp.arange(num_chunks * CHUNK, dtype=jnp.int32))
+    first = jnp.arange(num_chunks * CHUNK, dtype=jnp.int32) == 0
 
     def one_preference(table: Array, log_a: Array) -> Array:
-        log_g = _log_node_weights(dot(table.reshape(-1, n), p), y, first, k)
-        chunked = (table, log_g.reshape(num_chunks, _CHUNK), y.reshape(num_chunks, _CHUNK))
+        log_g = log_node_weights(dot(table.reshape(-1, n), p), y, first, k)
+        chunked = (table, log_g.reshape(num_chunks, CHUNK), y.reshape(num_chunks, CHUNK))
         log_sums = jax.vmap(_chunk_log_sum)(*chunked)
         if nodes.num_far is not None:
             far = _far_log_sum(log_a, p, k, num_chunks, nodes.num_far)
@@ -182,17 +133,17 @@ def _known_length(landscape: Landscape, temperature: ArrayLike, size: np.ndarray
 def _num_chunks(length: float, dtype: Any) -> int:
     """Chunks from the left tail of the best atom to where the worst atom's integrand has died out."""
     h, _, tail, top = _rule(dtype)
-    return int(np.ceil((length + tail + top) / (h * _CHUNK)))
+    return int(np.ceil((length + tail + top) / (h * CHUNK)))
 
 
 def _chunks_needed(log_a: Array, k: Array) -> Array:
     """The same for numbers that are known only when the program runs, int []."""
     h, _, tail, top = _rule(log_a.dtype)
     length = jnp.log(jnp.where(jnp.isinf(k), 2.0, k)) - jnp.min(log_a)
-    return jax.lax.stop_gradient(jnp.ceil((length + tail + top) / (h * _CHUNK))).astype(jnp.int32)
+    return jax.lax.stop_gradient(jnp.ceil((length + tail + top) / (h * CHUNK))).astype(jnp.int32)
 
 
-def _node_positions(k: Array, index: Array) -> Array:
+def node_positions(k: Array, index: Array) -> Array:
     """Log s of the nodes with these numbers; the first lies where s K A is negligible for the best atom."""
     h, _, tail, _ = _rule(k.dtype)
     return index.astype(k.dtype) * h - (tail + jnp.log(k))
@@ -208,12 +159,12 @@ def _node_values(log_a: Array, y: Array) -> Array:
 @partial(jax.jit, static_argnums=2)
 def _table(log_a: Array, k: Array, num_chunks: int) -> Array:
     k = jnp.where(jnp.isinf(k), 2.0, k)
-    y = _node_positions(k, jnp.arange(num_chunks * _CHUNK, dtype=jnp.int32))
+    y = node_positions(k, jnp.arange(num_chunks * CHUNK, dtype=jnp.int32))
     values = jax.vmap(lambda a: _node_values(a, y))(log_a)
-    return values.reshape(log_a.shape[0], num_chunks, _CHUNK, -1)
+    return values.reshape(log_a.shape[0], num_chunks, CHUNK, -1)
 
 
-def _log_node_weights(product: Array, y: Array, first: Array, k: Array) -> Array:
+def log_node_weights(product: Array, y: Array, first: Array, k: Array) -> Array:
     """Log g_j = log(h K s_j) + (K - 1) log L(s_j), from the table's product with p; [j]."""
     h, first_weight, _, _ = _rule(k.dtype)
     small = y <= 0
@@ -240,9 +191,9 @@ def _chunk_log_sum(values: Array, log_g: Array, y: Array) -> Array:
 
 def _far_chunk(log_a: Array, p: Array, k: Array, chunk: Array) -> Array:
     """The log-sum of one chunk that is not in the table; [n]."""
-    y = _node_positions(k, chunk * _CHUNK + jnp.arange(_CHUNK, dtype=jnp.int32))
+    y = node_positions(k, chunk * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32))
     values = _node_values(log_a, y)
-    log_g = _log_node_weights(dot(values, p), y, jnp.zeros(_CHUNK, bool), k)
+    log_g = log_node_weights(dot(values, p), y, jnp.zeros(CHUNK, bool), k)
     return _chunk_log_sum(values, log_g, y)
 
 

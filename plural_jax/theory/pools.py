@@ -12,7 +12,8 @@ from jax import Array
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, log_normalizers
-from plural_jax.density.quadrature import Nodes, finite_pool, log_bradley_terry
+from plural_jax.density.finite import finite_pool
+from plural_jax.density.quadrature import Nodes, log_bradley_terry
 from plural_jax.landscape import Landscape, check_log_mass, normalize
 
 
