@@ -19,20 +19,13 @@ class RichMeter:
         self._bar: Any = None
         self._task: Any = None
 
+    def describe(self, text: str) -> None:
+        """Say what is going on before the amount of work is known."""
+        self._show(text, None)
+
     def start(self, total: int, description: str) -> None:
         """Show an empty bar."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(description, total=total)
+        self._show(description, total)
 
     def advance(self, amount: int) -> None:
         """Move the bar."""
@@ -42,6 +35,24 @@ class RichMeter:
         """Leave the bar as it is and give the terminal back."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
+
+    def _show(self, description: str, total: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._bar is not None:  # the time left counts from now, without the compilation
+            self._bar.remove_task(self._task)
+        else:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+        self._task = self._bar.add_task(description, total=total)
 
 
 def meter(progress: bool | Meter) -> Meter:

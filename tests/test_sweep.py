@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import plural_jax as pj
-from plural_jax import sweeps
+from plural_jax import sweep_batches, sweeps
 
 GRID_POINTS = 24
 PHIS, DISTANCES, SIZES = [0.2, 0.5, 0.7], [1.0, 2.5], [2.0, 10.0, np.inf]
@@ -141,7 +141,7 @@ def test_light_axes_are_found():
         return make(phi, distance, pool_size)
 
     point = {name: jax.ShapeDtypeStruct((), jnp.float64) for name in ("phi", "distance", "pool_size")}
-    sizes, cells = sweeps._dependent_sizes(weigh, point)
+    sizes, cells = sweep_batches.dependent_sizes(lambda point: sweeps._build(weigh(**point)), point)
     assert cells == GRID_POINTS
     assert sizes["phi"] == 2 and sizes["distance"] >= cells and sizes["pool_size"] >= cells
 

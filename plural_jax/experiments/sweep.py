@@ -57,11 +57,16 @@ class Config:
     """Keep the summaries of every so many rounds."""
     eps: float = 0.1
     """Width of the near-optimal basins, in units of reward."""
-    batch_size: int | None = None
-    """Configurations computed and stored at a time; the default is a sixteenth of the sweep."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Configurations computed and stored at a time; "auto" is what fits in memory, a sixteenth of the sweep at most."""
 
 
-def run(config: Config, store: Path | None = None, progress: bool | Meter = False) -> xr.Dataset:
+def run(
+    config: Config,
+    store: Path | None = None,
+    progress: bool | Meter = False,
+    part: tuple[int, int] | None = None,
+) -> xr.Dataset:
     """Sweep every combination; summaries of every round."""
     grid = Grid.uniform(config.low, config.high, config.num)
     optional = _OPTIONAL[config.reward]
@@ -86,6 +91,7 @@ def run(config: Config, store: Path | None = None, progress: bool | Meter = Fals
         every=config.every,
         batch_size=config.batch_size,
         store=store,
+        part=part,
         progress=progress,
         attrs=study("sweep", config),
         **axes,
