@@ -2,76 +2,222 @@
 
     python -m benchmarks.finite_pool [--quick] [--repeats N] [--out FILE]
 
-With J quadrature nodes and n cells a round is, for each reward, `L = E p` and `H = E^T g` with a J x n table E (see
-`plural_jax.density.quadrature`). The peer runs these two products and nothing else. Monte Carlo draws the other K - 1 candidates
-instead; it is compared at the same time, by its error. Two bumps on a 1-D grid, m = 2, K = 10, float32.
+With J quadrature nodes, n cells and C configurations that share a table E of exponentials, [m J, n], a round is `L = p E^T`,
+powers of L, and `H = g E`: 4 m J n C operations in two products (see `plural_jax.density.quadrature`). Peers do the two products
+and nothing else, and NumPy also whole rounds. The ceiling is the fastest product of two square matrices that XLA or NumPy
+reach on this machine, in the same turns. Monte Carlo draws the other K - 1 candidates instead; it is compared by its error.
+Two bumps on a 1-D grid, m = 2, K = 10, J = 64, float32.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType, PartitionSpec
 
 import plural_jax as pj
-from benchmarks import timing
-from plural_jax.density.quadrature import log_bradley_terry
+from benchmarks import report, timing
+from benchmarks.ceilings import matrix_products
+from benchmarks.timing import Comparison, Timing
 
 POOL_SIZE = 10.0
+NUM_NODES = 64
+LIBRARY, ONE_DEVICE = "library, a share on each device", "library, one device"
+BY_HAND = "NumPy, whole rounds"
+REFERENCE = "XLA, the two products"
 
 
-def landscape(num_cells: int) -> pj.Landscape:
-    """Two bumps on a line."""
-    return pj.Landscape.on(pj.Grid.uniform(-5.0, 5.0, num_cells), pj.rewards.bump([-2.0, 2.0], 5.0, 1.0))
+class Workload(NamedTuple):
+    """Configurations that differ in phi alone."""
+
+    num_phis: int
+    num_cells: int
+    num_steps: int
+
+    @property
+    def words(self) -> str:
+        """For the table."""
+        what = "configuration" if self.num_phis == 1 else "configurations"
+        return (
+            f"{self.num_phis} {what}, {self.num_cells:,} cells, {self.num_steps} rounds, K = {POOL_SIZE:g}, m = 2, "
+            f"J = {NUM_NODES}, float32"
+        )
+
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions of the two products in all rounds."""
+        return 4.0 * 2 * NUM_NODES * self.num_cells * self.num_phis * self.num_steps
+
+    @property
+    def phis(self) -> np.ndarray:
+        """Weights of the first preference, [C]."""
+        return np.linspace(0.1, 0.9, self.num_phis, dtype=np.float32)
+
+    def landscape(self) -> pj.Landscape:
+        """Two bumps on a line."""
+        return pj.Landscape.on(
+            pj.Grid.uniform(-5.0, 5.0, self.num_cells), pj.rewards.bump(np.float32([[-2.0], [2.0]]), 5.0, 1.0)
+        )
+
+    def nodes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The trapezoid rule with step 1/2 in log s from 9.5 e-folds left of 1 / K: s and its weights K s / 2, [J]."""
+        s = np.exp(0.5 * np.arange(NUM_NODES) - 9.5 - np.log(POOL_SIZE))
+        weights = 0.5 * POOL_SIZE * s
+        weights[0] /= 1 - np.exp(-0.5)  # the nodes left of the first
+        return s, weights
+
+    def table(self) -> np.ndarray:
+        """exp(-s A), [m, J, n]."""
+        r = np.asarray(self.landscape().rewards, np.float64)
+        a = np.exp(r - r.max(axis=1, keepdims=True))
+        return np.exp(-self.nodes()[0][:, None] * a[:, None]).astype(np.float32)
 
 
-def library(num_cells: int, num_phis: int, num_steps: int) -> Callable[[], Any]:
-    """Rounds of the library for several phi, nothing saved on the way."""
-    land = landscape(num_cells)
+def library(work: Workload, on_all: bool) -> Callable[[], Any]:
+    """Rounds of several phi, nothing saved on the way: as one call, or as `pj.sweep` has it, each device with its share."""
+    land = work.landscape()
 
     def one(phi: Array) -> Any:
         process = pj.density.finite_pool(land, jnp.stack([phi, 1 - phi]), pool_size=POOL_SIZE)
-        return pj.run(process, process.init(), num_steps, save="final")[1]
+        return pj.run(process, process.init(), work.num_steps, save="final")[1]
 
-    return partial(jax.jit(jax.vmap(one)), jnp.linspace(0.1, 0.9, num_phis))
+    rows = jax.vmap(one)
+    if on_all:
+        mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
+        spec = PartitionSpec("rows")
+        rows = jax.shard_map(rows, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return partial(jax.jit(rows), jnp.asarray(work.phis))
 
 
-def products(num_cells: int, num_phis: int, num_steps: int) -> tuple[Callable[[], Any], float]:
-    """The two matrix products of a round and nothing else; and their operations in one round."""
-    process = pj.density.finite_pool(landscape(num_cells), [0.5, 0.5], pool_size=POOL_SIZE)
-    table = process.step.args[1].args[0].table
-    m = table.shape[0]
-    table = table.reshape(m, -1, num_cells)
+def products(work: Workload) -> dict[str, Callable[[], Any]]:
+    """The two matrix products of a round and nothing else, by XLA, NumPy and PyTorch; each returns what it ends with, [C, n]."""
+    table = work.table().reshape(-1, work.num_cells)
+    table /= np.linalg.norm(table, 2)  # neither overflows nor underflows, however many rounds
+    transposed = np.ascontiguousarray(table.T)
+    start = np.full((work.num_phis, work.num_cells), 1 / work.num_cells, np.float32)
 
     @jax.jit
-    def rounds(table: Array, p: Array) -> Array:
-        def body(p: Array, _: None) -> tuple[Array, None]:
-            # A vector goes on the right: XLA would transpose the table anew in every round for `p @ table.T`.
-            first = [table[i] @ p if p.ndim == 1 else p @ table[i].T for i in range(m)]
-            # The factor keeps the numbers in range and the compiler from hoisting anything.
-            return sum(first[i] @ table[i] for i in range(m)) * 1e-6, None
+    def in_xla(table: Array, transposed: Array, p: Array) -> Array:
+        # With a transposed copy: from `p @ table.T` XLA would make one in every round.
+        return jax.lax.scan(lambda p, _: ((p @ transposed) @ table, None), p, length=work.num_steps)[0]
 
-        return jax.lax.scan(body, p, length=num_steps)[0]
+    def in_numpy() -> np.ndarray:
+        p = start
+        for _ in range(work.num_steps):
+            p = (p @ transposed) @ table
+        return p
 
-    # One configuration is a vector: XLA is much slower on a matrix of one row.
-    shape = (num_cells,) if num_phis == 1 else (num_phis, num_cells)
-    p = jnp.full(shape, 1 / num_cells, table.dtype)
-    return partial(rounds, table, p), 4.0 * table.size * num_phis
+    found: dict[str, Callable[[], Any]] = {
+        REFERENCE: partial(in_xla, *(jnp.asarray(x) for x in (table, transposed, start))),
+        "NumPy, the two products": in_numpy,
+    }
+    torch = timing.optional("torch")
+    if torch is not None:
+        on_torch = [torch.from_numpy(x) for x in (table, transposed)]
+
+        @torch.inference_mode()
+        def in_torch() -> np.ndarray:
+            p = torch.from_numpy(start)
+            for _ in range(work.num_steps):
+                p = (p @ on_torch[1]) @ on_torch[0]
+            return p.numpy()
+
+        found["PyTorch, the two products"] = in_torch
+    return found
 
 
-def monte_carlo(num_cells: int, draws: int) -> Callable[[Array], Array]:
-    """H_K of the first reward from `draws` random pools."""
-    land = landscape(num_cells)
-    a = jnp.exp(land.rewards[0])
-    log_p = land.uniform()
+def numpy_rounds(work: Workload) -> Callable[[], np.ndarray]:
+    """Whole rounds with NumPy; returns the mean rewards, [C, m]."""
+    rewards = np.asarray(work.landscape().rewards)
+    a = np.exp(rewards - rewards.max(axis=1, keepdims=True))
+    table = work.table()
+    flat = table.reshape(-1, work.num_cells)
+    transposed = np.ascontiguousarray(flat.T)
+    # The factor A of H belongs to the table of the second product.
+    second = (a[:, None] * table).reshape(-1, work.num_cells)
+    phi = np.repeat(np.stack([work.phis, 1 - work.phis], axis=1), NUM_NODES, axis=1)
+    weights = phi * np.tile(work.nodes()[1].astype(np.float32), 2)
+    power = np.float32(POOL_SIZE - 1)
+
+    def rounds() -> np.ndarray:
+        p = np.full((work.num_phis, work.num_cells), 1 / work.num_cells, np.float32)
+        for _ in range(work.num_steps):
+            p = p * ((weights * (p @ transposed) ** power) @ second)
+            p /= p.sum(axis=1, keepdims=True)
+        return p @ rewards.T
+
+    return rounds
+
+
+def contenders(work: Workload) -> dict[str, Callable[[], Any]]:
+    """The products alone, whole rounds by hand, and the library in two ways."""
+    ours = {ONE_DEVICE: library(work, on_all=False)}
+    if work.num_phis % jax.device_count() == 0 and jax.device_count() > 1:
+        ours[LIBRARY] = library(work, on_all=True)
+    return {**products(work), BY_HAND: numpy_rounds(work), **ours}
+
+
+def check(found: dict[str, Callable[[], Any]]) -> None:
+    """Whole rounds end with the same mean rewards, and the products of all with the same numbers."""
+    mean = found[BY_HAND]()
+    for name in (ONE_DEVICE, LIBRARY):
+        if name in found:
+            ours = np.asarray(found[name]().reward_mean)[:, -1]
+            np.testing.assert_allclose(ours, mean, atol=2e-3, err_msg="NumPy and the library disagree.")
+    first, *rest = (np.asarray(function()) for name, function in found.items() if name.endswith("products"))
+    for other in rest:
+        np.testing.assert_allclose(other, first, rtol=1e-3)
+
+
+def rounds(work: Workload, size: int, repeats: int, one_way: bool = False) -> Comparison:
+    """The library beside the peers, and all of them beside the product of two matrices of `size`; in one way: on all devices."""
+    found = contenders(work)
+    if one_way and LIBRARY in found:
+        del found[ONE_DEVICE]
+    check(found)
+    ceilings = matrix_products(size)
+    seconds = timing.turns({**ceilings, **found}, repeats)
+    # The faster of the two in every turn, so that whatever else the machine does slows down both sides of the ratio.
+    rate = 2.0 * size**3 / np.min([seconds.pop(name) for name in ceilings], axis=0)
+    fastest = min((name for name in (ONE_DEVICE, LIBRARY) if name in found), key=lambda n: np.median(seconds[n]))
+    speed = {name: work.operations / np.asarray(s) for name, s in seconds.items()}
+    return Comparison(
+        name=f"finite K, {work.num_phis} at a time" if work.num_phis > 1 else f"finite K, one alone, {work.num_cells}",
+        workload=work.words,
+        reference=REFERENCE,
+        seconds=seconds,
+        unit="cell-steps",
+        work=float(work.num_phis * work.num_cells * work.num_steps),
+        ceiling="matrix product",
+        fractions={name: float(np.median(values / rate)) for name, values in speed.items()},
+        extra={
+            "matrix product GFLOP/s": float(np.median(rate)) / 1e9,
+            "GFLOP/s": {name: float(np.median(values)) / 1e9 for name, values in speed.items()},
+            "roofline": {
+                "rule": "finite_pool",
+                "arguments": {"m": 2, "nodes": NUM_NODES, "configurations": work.num_phis},
+                "contender": fastest,
+            },
+            "microseconds per round": Timing.of(seconds[fastest]).median / work.num_steps * 1e6,
+        },
+    )
+
+
+def pools(draws: int, repeats: int) -> Comparison:
+    """One evaluation of H for one reward: the quadrature, and Monte Carlo with the error that it has after `draws` pools."""
+    land = pj.Landscape.on(pj.Grid.uniform(-5.0, 5.0, 1024), pj.rewards.bump(np.float32([[-2.0]]), 5.0, 1.0))
+    process = pj.density.finite_pool(land, [1.0], pool_size=POOL_SIZE)
+    a, log_p = jnp.exp(land.rewards[0]), land.uniform()
+
+    @jax.jit
+    def quadrature(process: Any, log_p: Array) -> Array:
+        return process.init(log_p).log_w
 
     @jax.jit
     def estimate(key: Array) -> Array:
@@ -81,64 +227,31 @@ def monte_carlo(num_cells: int, draws: int) -> Callable[[Array], Array]:
 
         return jnp.mean(jax.lax.map(one, jax.random.split(key, draws), batch_size=64), axis=0)
 
-    return estimate
-
-
-def main() -> None:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats, under a minute")
-    parser.add_argument("--repeats", type=int, help="turns of each contender (default 15, quick 5)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/finite_pool.json"), help="the JSON")
-    args = parser.parse_args()
-    repeats, num_steps = args.repeats or (5 if args.quick else 15), 50
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    where = timing.machine()
-
-    rows = []
-    for num_cells, num_phis in ((1024, 1), (4096, 1)) if args.quick else ((100, 1), (1024, 1), (4096, 1), (4096, 32)):
-        bare, operations = products(num_cells, num_phis, num_steps)
-        times = timing.interleaved({"products": bare, "library": library(num_cells, num_phis, num_steps)}, repeats)
-        rows.append(
-            {
-                "cells": num_cells,
-                "phis": num_phis,
-                "microseconds_per_round": times["library"].median / num_steps * 1e6,
-                "round / products": times["library"].median / times["products"].median,
-                "products GFLOP/s": operations * num_steps / times["products"].median / 1e9,
-                "round GFLOP/s": operations * num_steps / times["library"].median / 1e9,
-            }
-        )
-
-    # One evaluation of H for one reward: the quadrature, and Monte Carlo with the error that it has after `draws` pools.
-    land, draws = landscape(1024), 1000
-    process = pj.density.finite_pool(land, [0.5, 0.5], pool_size=POOL_SIZE)
-    nodes, log_p = process.step.args[1].args[0], land.uniform()
-    exact = jax.jit(log_bradley_terry)
-    estimate = monte_carlo(1024, draws)
     key = jax.random.key(0)
-    times = timing.interleaved({"quadrature": partial(exact, nodes, log_p), "pools": partial(estimate, key)}, repeats)
-    h = np.exp(np.asarray(exact(nodes, log_p)[0], np.float64))
-    error = float(np.abs(np.asarray(estimate(key)) / h - 1).max())
-    comparison = {
-        "draws": draws,
-        "time of Monte Carlo / quadrature": times["pools"].median / times["quadrature"].median,
-        "largest relative error of Monte Carlo": error,
-    }
-
-    print(f"{jax.device_count()} devices, {where['cpu']}, load {where['load_before']:.1f} before; K = {POOL_SIZE:g}\n")
-    print(f"{'cells':>6s}{'phis':>6s}{'us/round':>12s}{'round / products':>18s}{'products, round in GFLOP/s':>28s}")
-    for row in rows:
-        print(
-            f"{row['cells']:6d}{row['phis']:6d}{row['microseconds_per_round']:12.1f}{row['round / products']:18.2f}"
-            f"{row['products GFLOP/s']:16.1f}{row['round GFLOP/s']:12.1f}"
-        )
-    print(
-        f"\nMonte Carlo with {draws} pools: {comparison['time of Monte Carlo / quadrature']:.1f} times the quadrature's time, "
-        f"largest relative error {error:.3f}; the quadrature's is below 1e-5."
+    exact = np.exp(np.asarray(quadrature(process, log_p), np.float64))
+    error = float(np.abs(np.asarray(estimate(key)) / exact - 1).max())
+    seconds = timing.turns(
+        {"quadrature": partial(quadrature, process, log_p), f"Monte Carlo, {draws:,} pools": partial(estimate, key)},
+        repeats,
     )
-    timing.write_json(args.out, {"machine": where, "repeats": repeats, "rounds": rows, "monte_carlo": comparison})
+    return Comparison(
+        name="finite K, one expectation",
+        workload="H of one reward on 1,024 cells, K = 10, float32",
+        reference="quadrature",
+        seconds=seconds,
+        notes=[f"the largest relative error of Monte Carlo is {error:.3f}, that of the quadrature below 1e-5"],
+        extra={"largest relative error of Monte Carlo": error},
+    )
+
+
+def measure(quick: bool, repeats: int | None) -> list[Comparison]:
+    """One configuration, 32 and 256 at a time; quick: the last two, and no Monte Carlo."""
+    if quick:
+        works = [Workload(32, 4096, 50), Workload(256, 4096, 25)]
+        return [rounds(work, 1024, repeats or 3, one_way=True) for work in works]
+    works = [Workload(1, n, 50) for n in (100, 1024, 4096)] + [Workload(32, 4096, 50), Workload(256, 4096, 25)]
+    return [*(rounds(work, 2048, repeats or 15) for work in works), pools(1000, repeats or 15)]
 
 
 if __name__ == "__main__":
-    main()
+    report.main("finite_pool", __doc__, measure, jax_num_cpu_devices=timing.cores())

@@ -10,12 +10,9 @@ blocks, until the certificate is small enough. CVXPY is optional (`pip install '
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +21,12 @@ import numpy as np
 from jax import Array
 
 import plural_jax as pj
-from benchmarks import timing
+from benchmarks import report, timing
+from benchmarks.timing import Comparison
 
 #: Rounds of tilting between two looks at the certificate.
 BLOCK = 10_000
+LIBRARY = "library"
 
 
 class Workload(NamedTuple):
@@ -103,23 +102,25 @@ def _succeeds(problem: Any) -> bool:
 
 def general_solvers(work: Workload) -> dict[str, Callable[[], np.ndarray | None]]:
     """CVXPY's two formulations; none without CVXPY."""
-    try:
-        import cvxpy  # noqa: F401
-    except ImportError:
+    if timing.optional("cvxpy") is None:
         return {}
     return {"CVXPY, primal": partial(cvxpy_primal, work), "CVXPY, dual": partial(cvxpy_dual, work)}
+
+
+def check(work: Workload) -> dict[str, float | None]:
+    """The gap of everyone's answer: all bound the same optimum, so small gaps mean that all agree."""
+    limit = library(work)()
+    gaps = {LIBRARY: work.gap(np.exp(np.asarray(limit.log_p)))}
+    gaps |= {name: work.gap(solve()) for name, solve in general_solvers(work).items()}
+    assert gaps[LIBRARY] is not None and gaps[LIBRARY] < 1e-9, gaps
+    assert all(gap is None or gap < 1e-3 for gap in gaps.values()), gaps
+    return gaps
 
 
 def tilting(work: Workload) -> tuple[pj.Process, Any]:
     """The process and its start."""
     process = pj.density.large_pool(pj.Landscape(rewards=work.rewards), work.phi)
     return process, process.init()
-
-
-def one_block(work: Workload) -> Callable[[], Any]:
-    """`BLOCK` rounds from the start."""
-    process, state = tilting(work)
-    return lambda: pj.run(process, state, BLOCK, save="final")
 
 
 def tilt_until(work: Workload, gap: float, most: int) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def tilt_until(work: Workload, gap: float, most: int) -> dict[str, Any]:
     return found
 
 
-def against_others(kind: str, repeats: int, most_rounds: int) -> dict[str, Any]:
+def against_others(kind: str, repeats: int, most_rounds: int) -> Comparison:
     """N = 10,000, m = 5: everyone in turns, then one run of tilting from start to end."""
     work = Workload.of(kind, 5, 10_000)
     ours, others = library(work), general_solvers(work)
@@ -160,23 +161,23 @@ def against_others(kind: str, repeats: int, most_rounds: int) -> dict[str, Any]:
     start = time.perf_counter()
     limit = jax.block_until_ready(ours())
     first_call = time.perf_counter() - start
-    gaps = {"library": work.gap(np.exp(np.asarray(limit.log_p)))}
-    gaps |= {name: work.gap(solve()) for name, solve in others.items()}
-    block = f"tilting, {BLOCK} rounds"
-    times = timing.interleaved({"library": ours, **others, block: one_block(work)}, repeats)
-    return {
-        "n": 10_000,
-        "m": 5,
-        "passes": int(limit.num_steps),
-        "first_call_seconds": first_call,
-        "seconds": {name: t._asdict() for name, t in times.items()},
-        "gaps": gaps,
-        "tilting_to_1e-6": tilt_until(work, 1e-6, most_rounds),
-        # A solver that gives up is no measure of anything.
-        "times_library": {
-            name: times[name].median / times["library"].median for name in others if gaps[name] is not None
-        },
-    }
+    gaps = check(work)
+    # A solver that gives up is no measure of anything.
+    failed = [name for name in others if gaps[name] is None]
+    seconds = timing.turns({LIBRARY: ours, **{n: f for n, f in others.items() if n not in failed}}, repeats)
+    tilt = tilt_until(work, 1e-6, most_rounds)
+    seconds[f"tilting to a gap of {tilt['gap']:.0e}, {tilt['rounds']:,} rounds"] = [tilt["seconds"]]
+    notes = ["gaps: " + ", ".join(f"{name} {gap:.0e}" for name, gap in gaps.items() if gap is not None)]
+    notes += [f"{name} did not solve it" for name in failed]
+    return Comparison(
+        name=f"limit, {kind}",
+        workload="10,000 cells, m = 5, float64, every contender with its own set-up",
+        reference=LIBRARY,
+        seconds=seconds,
+        unit="solutions",
+        notes=[*notes, f"the library's first call compiles and takes {first_call:.1f} s"],
+        extra={"passes": int(limit.num_steps), "first call": first_call, "gaps": gaps, "tilting": tilt},
+    )
 
 
 def alone(kind: str, m: int, n: int, repeats: int) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def alone(kind: str, m: int, n: int, repeats: int) -> dict[str, Any]:
     work = Workload.of(kind, m, n)
     solve = library(work)
     limit = solve()
-    t = timing.interleaved({"library": solve}, repeats)["library"]
+    t = timing.interleaved({LIBRARY: solve}, repeats)[LIBRARY]
     return {
         "kind": kind,
         "n": n,
@@ -197,76 +198,57 @@ def alone(kind: str, m: int, n: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def batch(num_phis: int, m: int, n: int, repeats: int) -> dict[str, Any]:
-    """Many phis of one landscape under `vmap`."""
+def by_size(repeats: int) -> Comparison:
+    """The library at sizes that no peer reaches, relative to 10,000 cells and m = 5."""
+    sizes = [(m, 10_000) for m in (2, 5, 20, 50)] + [(5, 1_000_000), (50, 1_000_000)]
+    kinds = ("quadratic", "bump")
+    rows = [alone(kind, m, n, repeats if n < 1e6 else 3) for m, n in sizes for kind in kinds]
+    names = [f"{row['kind']}, {row['n']:,} cells, m = {row['m']}" for row in rows]
+    largest = max(row["gap"] for row in rows)
+    return Comparison(
+        name="limit, by size",
+        workload="the library alone, float64",
+        reference="quadratic, 10,000 cells, m = 5",
+        seconds={name: [*row["seconds"].values()] for name, row in zip(names, rows, strict=True)},
+        unit="solutions",
+        notes=[
+            f"the largest gap is {largest:.0e}",
+            f"{sum(row['converged'] for row in rows)} of {len(rows)} converged",
+        ],
+        extra={"rows": rows},
+    )
+
+
+def batch(num_phis: int, m: int, n: int, repeats: int) -> Comparison:
+    """Many phis of one landscape under `vmap`, against one after another."""
     work = Workload.of("quadratic", m, n)
     phis = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(m), size=num_phis))
-    solve = partial(jax.jit(jax.vmap(_solve, (None, 0))), jnp.asarray(work.rewards), phis)
-    limit = solve()
-    t = timing.interleaved({"library": solve}, repeats)["library"]
-    return {
-        "n": n,
-        "m": m,
-        "phis": num_phis,
-        "seconds": t._asdict(),
-        "seconds_per_solve": t.median / num_phis,
-        "most_passes": int(limit.num_steps.max()),
-        "largest_gap": float(limit.gap.max()),
-        "converged": int(limit.converged.sum()),
-    }
+    rewards = jnp.asarray(work.rewards)
+    together = partial(jax.jit(jax.vmap(_solve, (None, 0))), rewards, phis)
 
+    def in_turn() -> list[Any]:
+        return [jax.block_until_ready(_solve(rewards, phi)) for phi in phis]
 
-def main() -> None:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="few repeats, short tilting, no million cells; two minutes"
+    converged = int(together().converged.sum())
+    return Comparison(
+        name="limit, in a batch",
+        workload=f"{num_phis} phis, {n:,} cells, m = {m}, quadratic, float64",
+        reference="library, vmap",
+        seconds=timing.turns({"library, vmap": together, "library, one after another": in_turn}, repeats),
+        unit="solutions",
+        work=num_phis,
+        notes=[f"{converged} of {num_phis} converged"],
     )
-    parser.add_argument("--repeats", type=int, help="turns of each contender (default 7, quick 3)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/limit.json"), help="where the JSON goes")
-    args = parser.parse_args()
-    repeats = args.repeats or (3 if args.quick else 7)
-    jax.config.update("jax_enable_x64", True)
-    cores = len(os.sched_getaffinity(0))
-    where = timing.machine() | {"cores_used": cores}
-    kinds = ("quadratic", "bump")
-    compared = {kind: against_others(kind, repeats, 100_000 if args.quick else 30_000_000) for kind in kinds}
-    sizes = [(m, 10_000) for m in (2, 5, 20, 50)] + ([] if args.quick else [(5, 1_000_000), (50, 1_000_000)])
-    by_size = [alone(kind, m, n, repeats if n < 1e6 else 3) for m, n in sizes for kind in kinds]
-    batched = batch(256, 3, 2_000, repeats)
 
-    print(f"{where['cpu']}, {cores} of {where['cpu_count']} cores, load {where['load_before']:.1f} before")
-    for kind, found in compared.items():
-        print(f"\n{kind}, n = {found['n']}, m = {found['m']}, {found['passes']} passes; first call ", end="")
-        print(f"{found['first_call_seconds']:.1f} s\n{'':24s}{'ms':>10s}{'x library':>11s}{'gap':>10s}")
-        base = found["seconds"]["library"]["median"]
-        for name, seconds in found["seconds"].items():
-            gap = (
-                "" if name not in found["gaps"] else "  failed" if (g := found["gaps"][name]) is None else f"{g:10.1e}"
-            )
-            print(f"{name:24s}{1e3 * seconds['median']:10.2f}{seconds['median'] / base:11.1f}{gap}")
-        tilt = found["tilting_to_1e-6"]
-        print(f"{'tilting':24s}{1e3 * tilt['seconds']:10.0f}{tilt['seconds'] / base:11.0f}{tilt['gap']:10.1e}", end="")
-        print(f"   {tilt['rounds']} rounds{'' if tilt['reached'] else ', not there yet'}")
-        if "power_of_rounds" in tilt:
-            print(f"{'  to 1e-10, extrapolated':24s}{1e3 * tilt['extrapolated_seconds_to_1e-10']:10.0f}", end="")
-            print(f"   {tilt['extrapolated_rounds_to_1e-10']:.1e} rounds, gap ~ rounds^{tilt['power_of_rounds']:.2f}")
-    print(f"\n{'library alone':14s}{'n':>9s}{'m':>4s}{'ms':>10s}{'passes':>8s}{'atoms':>7s}{'gap':>10s}")
-    for row in by_size:
-        print(f"{row['kind']:14s}{row['n']:9d}{row['m']:4d}{1e3 * row['seconds']['median']:10.2f}", end="")
-        print(f"{row['passes']:8d}{row['atoms']:7d}{row['gap']:10.1e}{'' if row['converged'] else '  not converged'}")
-    print(f"\n256 phis x n = 2,000, m = 3: {1e3 * batched['seconds_per_solve']:.3f} ms per solve")
-    timing.write_json(
-        args.out,
-        {
-            "machine": where,
-            "repeats": repeats,
-            "compared": compared,
-            "by_size": by_size,
-            "batch": batched,
-        },
-    )
+
+def measure(quick: bool, repeats: int | None) -> list[Comparison]:
+    """Two landscapes against others, then the library alone; quick: the first alone, and short tilting."""
+    if quick:
+        return [against_others("quadratic", repeats or 3, 50_000)]
+    repeats = repeats or 7
+    compared = [against_others(kind, repeats, 30_000_000) for kind in ("quadratic", "bump")]
+    return [*compared, by_size(repeats), batch(256, 3, 2_000, repeats)]
 
 
 if __name__ == "__main__":
-    main()
+    report.main("limit", __doc__, measure, jax_enable_x64=True)

@@ -1,40 +1,37 @@
 """Seeds of E1 in one batched call, against a loop over NumPy and scikit-learn that does the same rounds.
 
-    python -m benchmarks.retraining [--quick] [--out FILE]
+    python -m benchmarks.retraining [--quick] [--repeats N] [--out FILE]
 
 256 seeds x 40 rounds: 1,000 candidates from a mixture, 500 draws by discrete choice under two preferences, a refit by EM (one
 component in five rounds, two after). The peer runs one round after another with NumPy's generator and scikit-learn's
 `GaussianMixture`, on as many seeds as fit the time, and is scaled; its linear algebra has one thread, with which it is the
-fastest here (its own default makes threads wait for each other). The library's time is taken after one call that compiles, and
-with that call.
+fastest here (its own default makes threads wait for each other). The library's time is taken once compiled, and as a whole
+`pj.sweep` with tracing, compilation and all summaries. Unit: rounds of one seed.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 import warnings
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 
-jax.config.update("jax_num_cpu_devices", 2)
-
-import numpy as np  # noqa: E402
-import threadpoolctl  # noqa: E402
-from sklearn.exceptions import ConvergenceWarning  # noqa: E402
-from sklearn.mixture import GaussianMixture  # noqa: E402
-
-import plural_jax as pj  # noqa: E402
-from benchmarks.timing import machine, write_json  # noqa: E402
-from plural_jax.experiments import mixtures  # noqa: E402
+import plural_jax as pj
+from benchmarks import report, timing
+from benchmarks.timing import Comparison
+from plural_jax.experiments import mixtures
 
 CENTERS = np.array([[-2.0, 0.0], [2.0, 0.0]])
 ROUNDS, CANDIDATES, CURATED, ALONE, GAMMA = 40, 1000, 500, 5, 0.5
+LIBRARY, SWEEP, PEER = "library, compiled", "pj.sweep, with compilation", "NumPy and scikit-learn, one thread"
 
 
 def peer(seed: int, phi: float = 0.5) -> np.ndarray:
     """One seed with NumPy and scikit-learn: reward variances of every round, [40, 2]."""
+    from sklearn.mixture import GaussianMixture
+
     rng = np.random.default_rng(seed)
     model = GaussianMixture(1).fit(rng.normal(size=(1000, 2)))
     variances = []
@@ -55,7 +52,16 @@ def peer(seed: int, phi: float = 0.5) -> np.ndarray:
     return np.array(variances)
 
 
-def _candidates(rng: np.random.Generator, model: GaussianMixture) -> np.ndarray:
+def peers(few: int) -> np.ndarray:
+    """`few` seeds one after another: variances after the last round, [few, 2]."""
+    import threadpoolctl
+
+    with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # EM that stops at its limit
+        return np.stack([peer(seed)[-1] for seed in range(few)])
+
+
+def _candidates(rng: np.random.Generator, model: Any) -> np.ndarray:
     counts = rng.multinomial(CANDIDATES, model.weights_)
     parts = [
         rng.normal(size=(c, 2)) @ np.linalg.cholesky(s).T + m
@@ -64,51 +70,8 @@ def _candidates(rng: np.random.Generator, model: GaussianMixture) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def main() -> None:
-    """Time both and write a JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer seeds and turns")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/retraining.json"))
-    args = parser.parse_args()
-    seeds, few, turns = (64, 2, 1) if args.quick else (256, 8, 3)
-    about = machine()
-    config = mixtures.Config(num_seeds=seeds)
-    result: dict = {"machine": about, "seeds": seeds, "rounds": ROUNDS, "turns": []}
-    for turn in range(turns):
-        start = time.perf_counter()
-        ds = mixtures.run("e1", config)
-        with_compile = time.perf_counter() - start
-        run = _compiled(config)
-        jax.block_until_ready(run())
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        library = time.perf_counter() - start
-        with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            start = time.perf_counter()
-            theirs = np.stack([peer(seed) for seed in range(turn * few, (turn + 1) * few)])
-            sklearn = (time.perf_counter() - start) * seeds / few
-        ours = ds.reward_variance.isel(phi=0, distance=0, step=-1).values
-        result["turns"].append(
-            {
-                "library, seconds": library,
-                "pj.sweep with tracing and compilation, seconds": with_compile,
-                "NumPy and scikit-learn, seconds": sklearn,
-                "times faster": sklearn / library,
-                "times faster with compilation": sklearn / with_compile,
-                "median variance, library": np.median(ours, axis=0).tolist(),
-                "median variance, scikit-learn": np.median(theirs[:, -1], axis=0).tolist(),
-            }
-        )
-        print({k: v if isinstance(v, list) else round(v, 2) for k, v in result["turns"][-1].items()})
-    for name in ("times faster", "times faster with compilation"):
-        result[name] = float(np.median([t[name] for t in result["turns"]]))
-        print(f"{name}: {result[name]:.0f} (median of {turns} turns)")
-    write_json(args.out, result)
-
-
-def _compiled(config: mixtures.Config):
-    """The same computation as one function of seeds that stays compiled, seeds spread over the devices."""
+def library(config: mixtures.Config) -> Callable[[], jax.Array]:
+    """One function of seeds that stays compiled, seeds spread over the devices: variances of every round, [seeds, 40, 2]."""
     reward = pj.rewards.quadratic(CENTERS, config.gamma)
 
     def one(seed: jax.Array) -> jax.Array:
@@ -138,5 +101,37 @@ def _compiled(config: mixtures.Config):
     return lambda: mapped(seeds)
 
 
+def measure(quick: bool, repeats: int | None) -> list[Comparison]:
+    """256 seeds, 8 of them by the peer; quick: 64 and 2, and no sweep."""
+    seeds, few, repeats = (64, 2, repeats or 2) if quick else (256, 8, repeats or 3)
+    config = mixtures.Config(num_seeds=seeds, num_steps=ROUNDS)
+    ours = library(config)
+    factors: dict[str, float] = {}
+    found: dict[str, Callable[[], Any]] = {LIBRARY: ours}
+    notes = [f"median variances at the end: library {_shown(np.asarray(ours())[:, -1])}"]
+    if timing.optional("sklearn") is not None:
+        found[PEER], factors[PEER] = lambda: peers(few), seeds / few
+        notes.append(f"scikit-learn {_shown(peers(few))}")
+    seconds = timing.turns(found, repeats)
+    if not quick:
+        seconds |= timing.turns({SWEEP: lambda: mixtures.run("e1", config)}, repeats, warm=False)
+    return [
+        Comparison(
+            name="retraining",
+            workload=f"{seeds} seeds of E1, {ROUNDS} rounds of {CANDIDATES:,} candidates, {CURATED} draws and EM, float32",
+            reference=LIBRARY,
+            seconds=timing.scaled(seconds, factors),
+            unit="rounds",
+            work=float(seeds * ROUNDS),
+            scaled=factors,
+            notes=notes,
+        )
+    ]
+
+
+def _shown(variances: np.ndarray) -> str:
+    return " and ".join(f"{v:.1f}" for v in np.median(variances, axis=0))
+
+
 if __name__ == "__main__":
-    main()
+    report.main("retraining", __doc__, measure, jax_num_cpu_devices=timing.cores())

@@ -3,17 +3,14 @@
     python -m benchmarks.tilt [--quick] [--repeats N] [--out FILE]
 
 Workload: phi x distance configurations of two bumps on a uniform 1-D grid, m = 2, float32, from the uniform density.
-Unit: cell-steps, one cell of one configuration through one round.
+Unit: cell-steps, one cell of one configuration through one round. Every peer keeps linear masses, which underflow; the
+library keeps the range of log space.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +20,12 @@ from jax import Array
 from jax.sharding import AxisType, PartitionSpec
 
 import plural_jax as pj
-from benchmarks import timing
+from benchmarks import report, timing
+from benchmarks.timing import Comparison
+
+NUMBA = "numba, hand-fused, parallel"
+SCAN = "JAX, vmap of scan"
+FINAL, EVERY_10, EVERY = "library, final", "library, every 10th round", "library, every round"
 
 
 class Workload(NamedTuple):
@@ -45,6 +47,14 @@ class Workload(NamedTuple):
         """The work in it."""
         return len(self.phis) * len(self.distances) * self.num_cells * self.num_steps
 
+    @property
+    def words(self) -> str:
+        """For the table."""
+        return (
+            f"{len(self.phis)} phi x {len(self.distances)} distances, {self.num_cells:,} cells, {self.num_steps} rounds, "
+            "m = 2, float32"
+        )
+
     def make(self, phi: Array, distance: Array) -> pj.Process:
         """One configuration."""
         grid = pj.Grid.uniform(-5.0, 5.0, self.num_cells)
@@ -52,10 +62,24 @@ class Workload(NamedTuple):
         land = pj.Landscape.on(grid, pj.rewards.bump(centers, height=5.0, width=1.0))
         return pj.density.large_pool(land, jnp.stack([phi, 1 - phi]))
 
+    def rewards(self) -> np.ndarray:
+        """Of every distance, [G, 2, n]."""
+        grid = pj.Grid.uniform(-5.0, 5.0, self.num_cells)
+
+        def of(distance: Array) -> Array:
+            centers = jnp.stack([-distance / 2, distance / 2])
+            return pj.Landscape.on(grid, pj.rewards.bump(centers, height=5.0, width=1.0)).rewards
+
+        return np.asarray(jax.vmap(of)(self.distances))
+
+    def shared(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [C, 2] and tilts exp(r - r*) [G, 2, n] that the C configurations of a distance share."""
+        r = self.rewards()
+        return np.stack([self.phis, 1 - self.phis], axis=1), np.exp(r - r.max(axis=2, keepdims=True))
+
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Phi [B] and tilts exp(r - r*) [B, 2, n], for those who compute by hand."""
-        rewards = jax.vmap(lambda d: self.make(jnp.float32(0.5), d).step.args[0].rewards)(self.distances)
-        tilts = np.exp(np.asarray(rewards - rewards.max(axis=2, keepdims=True)))
+        """Phi [B] and tilts [B, 2, n], for those who give every configuration its own."""
+        _, tilts = self.shared()
         return np.tile(self.phis, len(self.distances)), np.repeat(tilts, len(self.phis), axis=0)
 
 
@@ -76,7 +100,7 @@ def library(work: Workload, every: int) -> Callable[[], Any]:
 
 
 def numpy_loop(work: Workload) -> Callable[[], np.ndarray]:
-    """All configurations in one array operation after another."""
+    """All configurations in one array operation after another, each with its own tilts."""
     phi, tilt = work.rows()
     weights = np.stack([phi, 1 - phi], axis=1)
 
@@ -86,6 +110,20 @@ def numpy_loop(work: Workload) -> Callable[[], np.ndarray]:
             u = weights / np.einsum("bmn,bn->bm", tilt, p)
             p = p * (u[:, :1] * tilt[:, 0] + u[:, 1:] * tilt[:, 1])
         return np.einsum("bmn,bn->bm", tilt, p)
+
+    return rounds
+
+
+def numpy_products(work: Workload) -> Callable[[], np.ndarray]:
+    """The same as matrix products with tilts that configurations share: what BLAS is good at."""
+    weights, tilt = work.shared()
+    transposed = np.ascontiguousarray(tilt.transpose(0, 2, 1))
+
+    def rounds() -> np.ndarray:
+        p = np.full((len(tilt), len(weights), work.num_cells), 1 / work.num_cells, np.float32)
+        for _ in range(work.num_steps):
+            p *= (weights / (p @ transposed)) @ tilt
+        return (p @ transposed).reshape(-1, 2)
 
     return rounds
 
@@ -108,9 +146,8 @@ def scan_loop(work: Workload) -> Callable[[], Array]:
 
 def numba_loop(work: Workload) -> Callable[[], np.ndarray] | None:
     """One fused pass over the cells for each round, configurations in parallel; None without numba."""
-    try:
-        import numba
-    except ImportError:
+    numba = timing.optional("numba")
+    if numba is None:
         return None
     phi, tilt = work.rows()
     num_cells, num_steps = work.num_cells, work.num_steps
@@ -140,92 +177,97 @@ def numba_loop(work: Workload) -> Callable[[], np.ndarray] | None:
     return run
 
 
-def check_agreement(work: Workload, by_hand: dict[str, Callable[[], Any]]) -> None:
+def torch_loops(work: Workload, compiled: bool) -> dict[str, Callable[[], np.ndarray]]:
+    """PyTorch, shared tilts: matrix products one after another, and one round compiled; none without PyTorch.
+
+    The compiled round gets sums instead of products, which its compiler fuses and vectorizes. It needs a C++ compiler.
+    """
+    torch = timing.optional("torch")
+    if torch is None:
+        return {}
+    weights, tilt = (torch.from_numpy(x) for x in work.shared())
+    transposed = tilt.transpose(1, 2).contiguous()
+
+    def products(p: Any) -> Any:
+        return p * torch.bmm(weights / torch.bmm(p, transposed), tilt)
+
+    def sums(p: Any) -> Any:
+        u = weights / (p[:, :, None] * tilt[:, None]).sum(-1)
+        return p * (u[..., None] * tilt[:, None]).sum(2)
+
+    def rounds(step: Callable[[Any], Any]) -> Callable[[], np.ndarray]:
+        @torch.inference_mode()
+        def run() -> np.ndarray:
+            p = torch.full((len(tilt), len(weights), work.num_cells), 1 / work.num_cells)
+            for _ in range(work.num_steps):
+                p = step(p)
+            return torch.bmm(p, transposed).reshape(-1, 2).numpy()
+
+        return run
+
+    found = {"PyTorch, eager": rounds(products)}
+    if compiled:
+        fused = rounds(torch.compile(sums))
+        try:
+            fused()
+        except Exception as error:
+            print(f"torch.compile does not work here, so it is left out: {type(error).__name__}.")
+        else:
+            found["PyTorch, compiled"] = fused
+    return found
+
+
+def by_hand(work: Workload, compiled: bool = True) -> dict[str, Callable[[], Any]]:
+    """Everyone who is installed; each returns its final normalizers, [B, 2]."""
+    found: dict[str, Callable[[], Any]] = {
+        "NumPy, arrays": numpy_loop(work),
+        "NumPy, matrix products": numpy_products(work),
+        SCAN: scan_loop(work),
+        **torch_loops(work, compiled),
+    }
+    fused = numba_loop(work)
+    return found if fused is None else {**found, NUMBA: fused}
+
+
+def check(work: Workload, others: dict[str, Callable[[], Any]]) -> None:
     """Everyone computes the same normalizers, or no ratio means anything."""
-    log_z = np.asarray(library(work, work.num_steps)().log_z)[:, :, -1].reshape(-1, 2) - 5.0  # r* is the height
-    for name, function in by_hand.items():
+    best = work.rewards().max(axis=2)[:, None]
+    log_z = (np.asarray(library(work, work.num_steps)().log_z)[:, :, -1] - best).reshape(-1, 2)
+    for name, function in others.items():
         np.testing.assert_allclose(np.log(function()), log_z, atol=2e-4, err_msg=f"{name} and the library disagree.")
 
 
-def linearity(work: Workload, repeats: int) -> dict[str, float]:
-    """Fitted exponents of the time in the number of cells and of rounds."""
-    fitted = {}
-    for field in ("num_cells", "num_steps"):
-        sizes = [getattr(work, field) * factor for factor in (1, 2, 4, 8)]
-        variants = {str(size): work._replace(**{field: size}) for size in sizes}
-        times = timing.interleaved({name: library(w, w.num_steps) for name, w in variants.items()}, repeats)
-        fitted[field] = timing.exponent(sizes, [times[str(size)].median for size in sizes])
-    return fitted
-
-
-def seconds_of_a_sweep(work: Workload, save: str) -> float:
-    """One call of `pj.sweep`, compilation and labelling included."""
-    start = time.perf_counter()
-    pj.sweep(work.make, phi=work.phis, distance=work.distances, num_steps=work.num_steps, save=save)
-    return time.perf_counter() - start
-
-
-def main() -> None:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller workload and fewer repeats, about a minute")
-    parser.add_argument("--repeats", type=int, help="turns of each contender (default 15, quick 5)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tilt.json"), help="where the JSON goes")
-    args = parser.parse_args()
-    repeats = args.repeats or (5 if args.quick else 15)
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    # Threads of numba that go on spinning after their loop would slow down whoever is measured next.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    where = timing.machine()
+def measure(quick: bool, repeats: int | None) -> list[Comparison]:
+    """256 configurations x 100 rounds; quick: 128 x 50, and fewer contenders, because they take long to compile."""
     devices = jax.device_count()
-    num_distances = -(-(4 if args.quick else 8) // devices) * devices
-    work = Workload.of(32, num_distances, 4096, 50 if args.quick else 100)
-
-    by_hand: dict[str, Callable[[], Any]] = {"NumPy": numpy_loop(work), "JAX vmap of scan": scan_loop(work)}
-    fused = numba_loop(work)
-    if fused is None:
-        print("numba is not installed, so the hand-fused loop is left out: pip install 'plural_jax[benchmark]'.\n")
-    else:
-        by_hand["numba, hand-fused"] = fused
-    check_agreement(work, by_hand)
-    ours = {
-        "library, final": library(work, work.num_steps),
-        "library, every 10": library(work, 10),
-        "library, summary": library(work, 1),
-    }
-    times = timing.interleaved({**by_hand, **ours}, repeats)
-    exponents = linearity(work, repeats)
-    sweeps = {save: seconds_of_a_sweep(work, save) for save in ("final", "summary")}
-
-    reference = "numba, hand-fused" if fused is not None else "JAX vmap of scan"
-    print(f"{len(work.phis)} x {len(work.distances)} configurations, {work.num_cells} cells, {work.num_steps} rounds")
-    print(f"{devices} devices, {where['cpu']}, load {where['load_before']:.1f} before\n")
-    print(f"{'':22s}{'G cell-steps/s':>15s}{'quartiles':>17s}   speed relative to {reference}")
-    for name, t in times.items():
-        rate = [work.cell_steps / seconds / 1e9 for seconds in (t.median, t.high, t.low)]
-        ratio = times[reference].median / t.median
-        print(f"{name:22s}{rate[0]:15.2f}{rate[1]:9.2f}-{rate[2]:.2f}{ratio:12.2f}")
-    print(f"\nsummary of every round / final: {times['library, summary'].median / times['library, final'].median:.2f}")
-    print("time ~ cells^{num_cells:.2f}, rounds^{num_steps:.2f}".format(**exponents))
-    print("pj.sweep with compilation: final {final:.1f} s, summary {summary:.1f} s".format(**sweeps))
-    timing.write_json(
-        args.out,
-        {
-            "machine": where,
-            "workload": {
-                "phis": len(work.phis),
-                "distances": len(work.distances),
-                "cells": work.num_cells,
-                "steps": work.num_steps,
-                "cell_steps": work.cell_steps,
+    num_distances = -(-(4 if quick else 8) // devices) * devices
+    work = Workload.of(32, num_distances, 4096, 50 if quick else 100)
+    others = by_hand(work, compiled=not quick)
+    check(work, others)
+    ours = {FINAL: work.num_steps, EVERY: 1} if quick else {FINAL: work.num_steps, EVERY_10: 10, EVERY: 1}
+    contenders = {**others, **{name: library(work, every) for name, every in ours.items()}}
+    seconds = timing.turns(contenders, repeats or (5 if quick else 15))
+    summary = timing.Timing.of(np.asarray(seconds[EVERY]) / np.asarray(seconds[FINAL]))
+    return [
+        Comparison(
+            name="tilt",
+            workload=work.words,
+            reference=NUMBA if NUMBA in others else SCAN,
+            seconds=seconds,
+            unit="cell-steps",
+            work=work.cell_steps,
+            notes=[f"a summary of every round takes {summary.median:.2f} times as long as the final one alone"],
+            extra={
+                "every round / final": summary._asdict(),
+                "roofline": {
+                    "rule": "tilt",
+                    "arguments": {"m": 2, "configurations": len(work.phis)},
+                    "contender": FINAL,
+                },
             },
-            "repeats": repeats,
-            "seconds": {name: t._asdict() for name, t in times.items()},
-            "exponents": exponents,
-            "sweep_seconds_with_compilation": sweeps,
-        },
-    )
+        )
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    report.main("tilt", __doc__, measure, jax_num_cpu_devices=timing.cores())
