@@ -10,11 +10,13 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
+from plural_jax import hosts
 
 _USAGE = """usage: plural-jax COMMAND ...
 
@@ -46,6 +48,18 @@ class Options:
     """Open the first figure when there is a screen."""
     progress: bool = True
     """Show a progress bar."""
+    part: str | None = None
+    """Compute one part of a sweep, such as 3/16 for the third of sixteen: for a job array, whose tasks share the folder."""
+    distributed: bool = False
+    """Compute one sweep with all processes of a Slurm, MPI, Kubernetes or TPU job, which share the folder."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no such job says; then also --num-processes and --process-id."""
+    num_processes: int | None = None
+    """Processes in all."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
+    compilation_cache: Path | None = None
+    """Folder in which JAX keeps compiled programs, so that the next run of the same shapes need not compile them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, hosts.MissingPartError) as error:
         print(f"plural-jax: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -118,9 +132,6 @@ def _execute(experiment: Any, words: list[str], program: str) -> int:
     """Parse the options of one experiment, run it, and say what it left where."""
     import jax
 
-    from plural_jax import experiments
-    from plural_jax.experiments.base import render
-
     def command(
         config: Annotated[Any, tyro.conf.arg(name="")], options: Annotated[Any, tyro.conf.arg(name="")]
     ) -> tuple:
@@ -131,20 +142,102 @@ def _execute(experiment: Any, words: list[str], program: str) -> int:
     parse: Callable[..., Any] = tyro.cli
     config, options = parse(command, prog=program, args=words, description=experiment.config.__doc__)
 
+    part = _part(options)
     # Chosen here and not in the library: a program that imports plural_jax keeps its own settings.
     if options.x64:
         jax.config.update("jax_enable_x64", True)
+    if options.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(options.compilation_cache.absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs too: there are many
     with contextlib.suppress(RuntimeError):  # a process that already computes with JAX keeps the devices it has
         jax.config.update("jax_num_cpu_devices", options.devices or _num_cores())
-
     out = options.out or Path("runs") / experiment.name
-    done = experiments.execute(experiment, config, out, resume=options.resume, progress=options.progress)
+    if not options.distributed:
+        _run(experiment, config, out, options, part)
+        return 0
+    hosts.join(options.coordinator, options.num_processes, options.process_id)
+    try:
+        _run(experiment, config, out, options, part)
+    except Exception:
+        hosts.leave()
+        raise
+    hosts.leave()
+    return 0
+
+
+def _run(experiment: Any, config: Any, out: Path, options: Options, part: tuple[int, int] | None) -> None:
+    """Run one experiment; process 0 says what it left where."""
+    import jax
+
+    from plural_jax import experiments
+    from plural_jax.experiments.base import render
+    from plural_jax.store import SweepStore
+
+    with _compilation() as told:
+        shown = options.progress and jax.process_index() == 0
+        done = experiments.execute(experiment, config, out, resume=options.resume, progress=shown, part=part)
+    if jax.process_index() != 0:
+        return
+    if part is not None:
+        finished = SweepStore(done.folder / "dataset.zarr").finished()
+        print(
+            f"Part {options.part} is in {done.folder}/dataset.zarr, where {int((~finished).sum())} of {finished.size} batches "
+            "are missing now. When every part has run, the same command with --resume and without --part completes the folder."
+        )
+        return
     print(render(done.tables))
     print(f"Everything is in {done.folder}/: dataset.zarr, config.json, versions.json, table.txt,")
     print("  " + ", ".join(path.name for path in done.figures))
+    print(told())
     if options.show and done.figures:
         _open(done.figures[0])
-    return 0
+
+
+def _part(options: Options) -> tuple[int, int] | None:
+    """The options about several processes, checked; `--part 3/16` is (2, 16) in Python, which counts from 0."""
+    for name in ("coordinator", "num_processes", "process_id"):
+        if getattr(options, name) is not None and not options.distributed:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} needs --distributed, got --{flag} {getattr(options, name)} alone.")
+    if options.part is None:
+        return None
+    if options.distributed:
+        raise ValueError(
+            f"--part is for processes that know nothing of each other, got --part {options.part} --distributed."
+        )
+    number, _, count = options.part.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--part must be K/N with 1 <= K <= N, such as 3/16, got {options.part!r}.")
+    return int(number) - 1, int(count)
+
+
+@contextlib.contextmanager
+def _compilation() -> Iterator[Callable[[], str]]:
+    """Count what XLA compiles meanwhile, and say it in a sentence."""
+    import jax
+
+    seconds: list[float] = []
+    hits: list[str] = []
+
+    def on_duration(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration_secs)
+
+    def on_event(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    def told() -> str:
+        cached = f", {len(hits)} of them from the cache" if hits else ""
+        return f"Compiling took {sum(seconds):.1f} s ({len(seconds)} programs{cached})."
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    jax.monitoring.register_event_listener(on_event)
+    try:
+        yield told
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_duration)
+        jax.monitoring.unregister_event_listener(on_event)
 
 
 def _num_cores() -> int:

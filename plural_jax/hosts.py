@@ -5,9 +5,9 @@ meet only at the end; no array spans them.
 
 What happens when one dies. JAX notices when its heartbeats stop (after 100 s by default). A process that called plain
 `jax.distributed.initialize()` is then ended by JAX, with "another task died" in its log, wherever it is. One that called `join`
-goes on, finishes its own part, and raises `RuntimeError` where it would have met the dead one. When process 0 dies, which hosts
-the coordinator, JAX ends the others at once either way. In every case the store keeps what was computed, and the same command,
-with any number of processes, computes the rest.
+goes on, finishes its own part, and raises `MissingPartError` where it would have met the dead one. Process 0 hosts the
+coordinator: when it dies, JAX ends the others at once in both cases. The store always keeps what was computed, and the same
+command, with any number of processes, computes the rest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ import operator
 from typing import Any
 
 import jax
+
+
+class MissingPartError(RuntimeError):
+    """Another process died, and its part of a sweep is missing."""
 
 
 def own_part(part: Any) -> tuple[int, int]:

@@ -201,8 +201,8 @@ class Program:
         for result in results:
             array = np.asarray(result)
             rest = array.shape[2:]
-            array = array.reshape(-1, self._pieces * array.shape[1], *rest) if self._pieces > 1 else array
-            array = array[: self._num_rows, : self._width].reshape(*shape, *rest)
+            array = array[: self._num_rows * self._pieces]  # without the rows that fill up the devices
+            array = array.reshape(self._num_rows, -1, *rest)[:, : self._width].reshape(*shape, *rest)
             array = array.transpose(*back, *range(len(shape), array.ndim))
             values.append(array[keep])
         return values

@@ -85,8 +85,8 @@ def sweep(
         ValueError: an axis that is empty, not flat or NaN; a configuration that `make` refuses (tried with the first, least
             and greatest value of each axis before anything is compiled); a store that holds another sweep; several processes
             without a store.
-        RuntimeError: another process died before its part was complete (see `plural_jax.hosts` for when this one is ended
-            instead). The store keeps what there is, and the same call computes the rest.
+        hosts.MissingPartError: another process died before its part was complete (`plural_jax.hosts` says when JAX ends this
+            one instead). The store keeps what there is, and the same call computes the rest.
 
     Example:
         >>> import jax.numpy as jnp
@@ -225,7 +225,7 @@ def _meet_the_others(kept: SweepStore | Arrays, store: Any, count: int) -> None:
     while not kept.finished().all():
         if time.monotonic() >= patience:
             missing = int(np.count_nonzero(~kept.finished()))
-            raise RuntimeError(
+            raise hosts.MissingPartError(
                 f"{missing} of {kept.finished().size} batches are missing in store={str(store)!r}: {count - here} of {count} "
                 "processes died, or do not share the folder. The same call computes the rest."
             )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from plural_jax import figures, labels
+from plural_jax import figures, hosts, labels
 from plural_jax.process import Meter
 
 
@@ -23,17 +24,20 @@ class Experiment(NamedTuple):
         name: what the command line calls it.
         title: one line that says what it shows.
         config: a frozen dataclass; its defaults are the paper's constants, or our documented ones.
-        run: `(config, store, progress) -> Dataset`; the dataset's attributes hold the configuration.
+        run: `(config, store, progress) -> Dataset`; the dataset's attributes hold the configuration. Where `parts`, it also
+            takes `part`, as `sweep` does.
         tables: `Dataset -> {name: table}`.
         plot: `Dataset -> {name: figure}`.
+        parts: whether several processes can share its store.
     """
 
     name: str
     title: str
     config: type[Any]
-    run: Callable[[Any, Path | None, bool | Meter], xr.Dataset]
+    run: Callable[..., xr.Dataset]
     tables: Callable[[xr.Dataset], dict[str, pd.DataFrame]]
     plot: Callable[[xr.Dataset], dict[str, Figure]]
+    parts: bool = False
 
 
 class Run(NamedTuple):
@@ -46,9 +50,17 @@ class Run(NamedTuple):
 
 
 def execute(
-    experiment: Experiment, config: Any, out: str | Path, *, resume: bool = False, progress: bool | Meter = False
+    experiment: Experiment,
+    config: Any,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool | Meter = False,
+    part: tuple[int, int] | None = None,
 ) -> Run:
     """Run an experiment and leave a folder with its dataset, configuration, versions, tables and figures.
+
+    In a job of `jax.distributed` all processes call it with a folder that they share; process 0 writes what is not the dataset.
 
     Args:
         experiment: from the registry.
@@ -56,21 +68,32 @@ def execute(
         out: the folder; it must not exist or be empty, unless `resume`.
         resume: continue a run that was interrupted; batches already in the folder's store are not computed again.
         progress: True for a bar, or a `Meter`.
+        part: (index, count): compute only that part of the dataset, beside others that do theirs in the same folder.
 
     Returns:
         The folder's contents: `dataset.zarr`, `config.json`, `versions.json`, `table.txt`, a CSV for each table, and each
-        figure as PNG and PDF.
+        figure as PNG and PDF. With `part`, and in all processes but the first, the dataset alone.
 
     Raises:
-        ValueError: a folder in use without `resume`, or one that holds another run.
+        ValueError: a folder in use without `resume`, or one that holds another run; several processes or a `part` for an
+            experiment that is computed by one.
     """
+    processes = 1 if part is not None else jax.process_count()
+    if (part is not None or processes > 1) and not experiment.parts:
+        raise ValueError(f"experiment {experiment.name!r} is computed by one process; only 'sweep' is cut into parts.")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(folder)!r} is a file; choose a folder.")
-    if not resume and folder.exists() and any(folder.iterdir()):
+    if not resume and folder.exists() and any(_foreign(folder, part)):
         raise ValueError(f"out={str(folder)!r} is not empty; choose another folder, or --resume to continue that run.")
+    if processes > 1:
+        hosts.meet()  # nobody writes into the folder before all have looked into it
     # The store is opened before anything is written beside it: a folder of another run is refused untouched.
-    dataset = experiment.run(config, folder / "dataset.zarr", progress).load()
+    options = {"part": part} if experiment.parts else {}
+    dataset = experiment.run(config, folder / "dataset.zarr", progress, **options)
+    if part is not None or (processes > 1 and jax.process_index() != 0):
+        return Run(folder, dataset, {}, [])
+    dataset = dataset.load()
     _write_json(folder / "config.json", {"experiment": experiment.name, **dataclasses.asdict(config)})
     _write_json(folder / "versions.json", labels.versions())
     tables = experiment.tables(dataset)
@@ -85,6 +108,13 @@ def execute(
                 figure.savefig(path)
                 saved.append(path)
     return Run(folder, dataset, tables, saved)
+
+
+def _foreign(folder: Path, part: tuple[int, int] | None) -> Iterator[Path]:
+    """What a folder holds that a run does not expect; with `part`, others may have made the store or be making it."""
+    for path in folder.iterdir():
+        if part is None or "dataset.zarr" not in path.name:
+            yield path
 
 
 def render(tables: dict[str, pd.DataFrame]) -> str:

@@ -166,4 +166,6 @@ def _figure(ds: xr.Dataset) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment("sweep", "phi × distance × pool size on two competing rewards", Config, run, tables, plot)
+EXPERIMENT = Experiment(
+    "sweep", "phi × distance × pool size on two competing rewards", Config, run, tables, plot, parts=True
+)
