@@ -34,6 +34,13 @@ def test_axis_words_refused(words):
         (["sweep", "--pool-size", "1"], "pool_size must be at least 2"),
         (["sweep", "--temperature", "0"], "temperature must be positive"),
         (["sweep", "--num", "0"], "num (an empty grid has no cells) must be a whole number of at least 1, got 0"),
+        (["sweep", "--batch-size", "0"], "batch_size must be a whole number of at least 1, got 0"),
+        (["sweep", "--part", "0/16"], "--part must be K/N with 1 <= K <= N, such as 3/16, got '0/16'"),
+        (["sweep", "--part", "17/16"], "--part must be K/N with 1 <= K <= N, such as 3/16, got '17/16'"),
+        (["sweep", "--part", "half"], "--part must be K/N with 1 <= K <= N, such as 3/16, got 'half'"),
+        (["sweep", "--part", "1/2", "--distributed"], "--part is for processes that know nothing of each other"),
+        (["sweep", "--process-id", "1"], "--process-id needs --distributed, got --process-id 1 alone"),
+        (["run", "c9", "--part", "1/2"], "experiment 'c9' is computed by one process; only 'sweep' is cut into parts"),
         (["run", "c9", "--num-steps", "0"], "num_steps must be a whole number of at least 1, got 0"),
         (["run", "phase", "--num-preferences", "1"], "num_preferences must be whole numbers of at least 2, got 1"),
         (["limit", "--phi", "0.3", "0.3"], "phi must sum to 1"),
@@ -80,3 +87,25 @@ def test_sweep_from_the_command_line(tmp_path, capsys):
     assert cli.main(words) == 2
     assert "is not empty; choose another folder, or --resume" in capsys.readouterr().err
     assert cli.main([*words, "--resume"]) == 0
+
+
+def test_a_sweep_in_parts_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["sweep", "--phi", "0.3:0.7:3", "--distance", "2", "--pool-size", "inf", "--num", "20", "--num-steps", "3"]
+    words += ["--out", str(out), "--devices", "1", "--no-progress", "--batch-size", "1"]
+    assert cli.main([*words, "--part", "2/2"]) == 0
+    printed = capsys.readouterr().out
+    assert "Part 2/2 is in" in printed and "2 of 3 batches are missing" in printed
+    assert "with --resume and without --part" in printed
+    assert {path.name for path in out.iterdir()} == {"dataset.zarr"}
+    assert cli.main([*words, "--part", "1/2"]) == 0
+    assert "0 of 3 batches are missing" in capsys.readouterr().out
+    assert cli.main([*words, "--part", "1/2", "--phi", "0.1", "0.9"]) == 2
+    assert "holds another sweep" in capsys.readouterr().err
+    assert cli.main(words) == 2
+    assert "--resume to continue" in capsys.readouterr().err
+    assert cli.main([*words, "--resume"]) == 0
+    assert "Weight of basin 1" in capsys.readouterr().out and (out / "sweep.png").is_file()
+    (out / "dataset.zarr").rename(tmp_path / "away")
+    assert cli.main([*words, "--part", "1/2"]) == 2
+    assert "is not empty; choose another folder" in capsys.readouterr().err
