@@ -1,4 +1,4 @@
-"""Every comparison in one run: a table of ratios, a roofline, a JSON and a figure of how costs grow.
+"""Every comparison in one run: a table of ratios, a roofline, a JSON of it all and a figure of how costs grow.
 
     python -m benchmarks [--quick] [--only NAME...] [--repeats N] [--out FOLDER]
 
@@ -37,13 +37,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller workloads and fewer turns, under two minutes")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"some of: {', '.join(NAMES)}")
     parser.add_argument("--repeats", type=int, help="turns of each contender (default: each benchmark's own)")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of suite.json and scaling.png")
+    parser.add_argument(
+        "--out", type=Path, default=report.RESULTS, help="folder of suite.json, suite.txt and scaling.png"
+    )
     args = parser.parse_args()
     # Child processes inherit it.
     report.quiet_threads()
     out = report.console()
     where = timing.machine()
-    out.print(f"{where['cpu']}, {timing.cores()} cores, load {where['load_before']:.1f} before. {report.absent()}\n")
+    heading = report.heading(where)
+    out.print(heading)
     results, failed = {}, 0
     start = time.perf_counter()
     for name in args.only or NAMES:
@@ -56,6 +59,11 @@ def main() -> int:
             results[name] = found
     out.print(f"{'together':12s} {time.perf_counter() - start:.0f} s\n")
     show(out, results)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / "suite.txt").open("w") as file:
+        in_file = Console(file=file, width=report.WIDTH, highlight=False)
+        in_file.print(heading)
+        show(in_file, results)
     content = {"machine": where, "quick": args.quick, "results": results, "roofline": roofline(results)}
     timing.write_json(args.out / "suite.json", content)
     if "scaling" in results:

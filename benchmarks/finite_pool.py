@@ -62,7 +62,7 @@ class Workload(NamedTuple):
     def landscape(self) -> pj.Landscape:
         """Two bumps on a line."""
         return pj.Landscape.on(
-            pj.Grid.uniform(-5.0, 5.0, self.num_cells), pj.rewards.bump(np.float32([[-2.0], [2.0]]), 5.0, 1.0)
+            pj.Grid.uniform(-5.0, 5.0, self.num_cells), pj.rewards.bump(np.array([[-2.0], [2.0]], np.float32), 5.0, 1.0)
         )
 
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +211,7 @@ def rounds(work: Workload, size: int, repeats: int, one_way: bool = False) -> Co
 
 def pools(draws: int, repeats: int) -> Comparison:
     """One evaluation of H for one reward: the quadrature, and Monte Carlo with the error that it has after `draws` pools."""
-    land = pj.Landscape.on(pj.Grid.uniform(-5.0, 5.0, 1024), pj.rewards.bump(np.float32([[-2.0]]), 5.0, 1.0))
+    land = pj.Landscape.on(pj.Grid.uniform(-5.0, 5.0, 1024), pj.rewards.bump(np.array([[-2.0]], np.float32), 5.0, 1.0))
     process = pj.density.finite_pool(land, [1.0], pool_size=POOL_SIZE)
     a, log_p = jnp.exp(land.rewards[0]), land.uniform()
 
@@ -250,7 +250,7 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
         works = [Workload(32, 4096, 50), Workload(256, 4096, 25)]
         return [rounds(work, 1024, repeats or 3, one_way=True) for work in works]
     works = [Workload(1, n, 50) for n in (100, 1024, 4096)] + [Workload(32, 4096, 50), Workload(256, 4096, 25)]
-    return [*(rounds(work, 2048, repeats or 15) for work in works), pools(1000, repeats or 15)]
+    return [*(rounds(work, 1024, repeats or 9) for work in works), pools(1000, repeats or 9)]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from benchmarks import timing
 from benchmarks.timing import Comparison
 
 RESULTS = Path("benchmarks/results")
+#: Characters in a line of a table that goes to a file.
+WIDTH = 140
 #: What a contender may need beyond the library itself -> how to get it.
 PEERS = {
     "numba": "pip install 'plural_jax[benchmark]'",
@@ -32,6 +34,14 @@ def absent() -> str:
     if not missing:
         return ""
     return f"Not installed, so left out: {', '.join(missing)} ({'; '.join(dict.fromkeys(PEERS[n] for n in missing))})."
+
+
+def heading(where: Mapping[str, Any]) -> str:
+    """Where it was measured, and who is not there."""
+    lines = [
+        f"{where['cpu']}, {timing.cores()} cores, load {where['load_before']:.1f} before; NumPy on {where['blas']}."
+    ]
+    return "\n".join([*lines, absent(), ""] if absent() else [*lines, ""])
 
 
 def print_comparisons(out: Console, comparisons: Sequence[Comparison]) -> None:
@@ -94,7 +104,7 @@ def amount(value: float) -> str:
 def console() -> Console:
     """Where tables go; as wide as they are when nobody looks at a terminal."""
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=140)
+    return found if found.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def arguments(doc: str | None, name: str) -> argparse.Namespace:
@@ -139,7 +149,7 @@ def main(
     where = timing.machine()
     found = measure(args.quick, args.repeats)
     out = console()
-    out.print(f"{where['cpu']}, {timing.cores()} cores, load {where['load_before']:.1f} before. {absent()}\n")
+    out.print(heading(where))
     if show is None:
         print_comparisons(out, found)
         found = {"comparisons": [c.to_json() for c in found]}
