@@ -107,22 +107,27 @@ def along(axis: str, sizes: list[Size], seconds: list[float]) -> dict[str, Any]:
 
 
 def plot(scaling: Mapping[str, Any]) -> Figure:
-    """Cost relative to the smallest size, a panel for each axis, with exponents in the legend and linear cost as a line."""
+    """Cost against size, both relative to the smallest, a panel for each axis; exponents in the legend, linear cost dashed."""
     with figures.style():
         figure, axes = figures.panels(len(AXES), width=2.8)
         for ax, (axis, label) in zip(axes[0], AXES.items(), strict=True):
-            lines = {process: scaling[process].get(axis) for process in PROCESSES}
-            for (process, line), marker, color in zip(lines.items(), "os", figures.PREFERENCE_COLORS, strict=False):
+            largest = 1.0
+            for process, marker, color in zip(PROCESSES, "os", figures.PREFERENCE_COLORS, strict=False):
+                line = scaling[process].get(axis)
                 if line is None:
                     continue
-                sizes, seconds = np.asarray(line["sizes"], float), np.asarray(line["seconds"])
-                name = f"{process}: {line['exponent']:.2f}"
-                ax.loglog(sizes, seconds / seconds[0], f"{marker}-", ms=4, color=color, label=name)
-            low, high = min(lines["tilt"]["sizes"]), max(lines["tilt"]["sizes"])
-            ax.loglog([low, high], [1, high / low], color="0.4", lw=0.8, ls="--", label="linear")
-            ax.set_xlabel(label)
-            ax.legend(title="fitted exponent")
-        axes[0, 0].set_ylabel("time, relative to the smallest")
+                sizes, seconds = (np.asarray(line[x], float) for x in ("sizes", "seconds"))
+                name = f"{process}, from {line['sizes'][0]:,}: {line['exponent']:.2f}"
+                ax.plot(sizes / sizes[0], seconds / seconds[0], f"{marker}-", ms=4, color=color, label=name)
+                largest = max(largest, sizes[-1] / sizes[0])
+            ax.plot([1, largest], [1, largest], color="0.4", lw=0.8, ls="--", label="linear")
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_major_formatter("{x:.3g}")
+            ax.set_xlabel(f"{label} / smallest")
+            ax.legend(title="fitted exponent", fontsize=7.5, title_fontsize=7.5)
+        axes[0, 0].set_ylabel("time / that of the smallest")
         return figure
 
 
