@@ -16,8 +16,9 @@ from plural_jax.sweep_batches import Program
 
 #: Share of the free memory that a batch may take; the rest is for the host's copies and for whoever else needs some.
 SHARE = 0.5
-#: Bytes of results in a batch, at most: the host holds two such batches and a compressed copy while it writes.
-LARGEST_RESULT = 2**27
+#: Bytes of results in a batch, at most. The host takes up to ten times that: two batches in flight, one fetched and compressed,
+#: and what the allocator keeps for the next.
+LARGEST_RESULT = 2**26
 
 
 def largest_fitting(

@@ -53,15 +53,15 @@ def sweep(
     """Run a process for every combination of the axes' values.
 
     Batches are spread over all local devices. With a `store` that all can reach, any number of processes compute one sweep,
-    batch b in the process with number b modulo their count: those of a job that called `jax.distributed.initialize()` (or
-    `plural_jax.hosts.join`) without further arguments, or those of a job array, each with its `part`.
+    batch b in the process with number b modulo their count: those of a job that called `plural_jax.hosts.join()` (or
+    `jax.distributed.initialize()`), or those of a job array, each with its `part`.
 
     Args:
         make: called with one traced scalar for each axis, returns a process, or a process and the argument of its `init`
             (for density processes the starting log-masses).
         num_steps, save, every: as for `run`.
         batch_size: configurations computed at a time, at most. "auto" is as many as take half of the memory that is free on the
-            devices, measured on the compiled program, save at most 128 MiB and, where there is a store or a progress bar, are
+            devices, measured on the compiled program, save at most 64 MiB and, where there is a store or a progress bar, are
             a sixteenth of the sweep (a quarter of a process's part). A sweep that is continued keeps the batches of its store.
         store: folder of a Zarr group. Batches are written as they finish; the same call after an interruption computes only
             what is missing, at most the two batches in flight a second time, and returns the same dataset. The result is read

@@ -18,9 +18,9 @@ from tests.test_sweep import plain
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MEBIBYTE = 2**20
 NUM_STEPS = 12
-#: How much more memory 10^6 configurations may take than 10^5, in MiB. All results are 137 MiB, their parameters 15 MiB; the
-#: results of a batch, a sixteenth, are about 8 MiB, of which five are in flight, fetched or encoded at a time.
-MORE_MEMORY = 96
+#: How much more memory 10^6 configurations may take than 10^5, in MiB. Their results are 137 MiB and their parameters 15 MiB; in
+#: batches of 2 MiB, what is in flight, fetched and encoded at a time is about 20 MiB, and what compilers take varies by 20.
+MORE_MEMORY = 64
 
 
 def tiny(phi, distance):
@@ -38,8 +38,10 @@ import resource, sys
 import numpy as np
 import jax
 import plural_jax as pj
+from plural_jax import memory
 from tests.test_sweep_memory import NUM_STEPS, few, tiny
 
+memory.LARGEST_RESULT = 2**21
 num, store = int(sys.argv[1]), sys.argv[2]
 axes = {"phi": np.linspace(0.05, 0.95, num), "distance": np.linspace(1.0, 4.0, 1000)}
 pj.sweep(tiny, **axes, num_steps=NUM_STEPS, save=few, store=store)
@@ -67,7 +69,7 @@ def test_a_million_configurations_stream_to_the_store(tmp_path):
     ds = xr.open_zarr(tmp_path / "1000", consolidated=False, chunks=None)
     assert ds.entropy.size == NUM_STEPS * 10**6
     files = sum(path.is_file() for path in (tmp_path / "1000").rglob("*"))
-    assert files < 100
+    assert files < 500
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         for i, j in ((0, 0), (999, 999), (123, 58), (500, 59), (777, 941)):
             picked = ds.isel(phi=i, distance=j)
