@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import plural_jax as pj
+from plural_jax.density import linear_blocks
 from plural_jax.density.core import DensityState
 from tests import oracles
 
@@ -179,6 +180,33 @@ def test_vmap_over_every_set_of_axes(rng):
         np.array([expected[range(3), range(3), k] for k in range(3)]),
     )
     close(jax.lax.map(lambda f: by_start(rewards[0], f, log_p), phi), expected[0])
+
+
+def test_pieces_and_parts_change_nothing(rng, monkeypatch):
+    """Many configurations are computed a piece at a time, and with several host devices their cells in parts."""
+    rewards = jnp.asarray(rng.normal(size=(3, 2, 26)) * 2)
+    log_p = jnp.asarray(np.log(rng.dirichlet(np.ones(26))))
+    phis = jnp.asarray(rng.dirichlet(np.ones(2), size=70))
+
+    def batch():
+        def one(r, f):
+            return run(r, f, log_p, 5, 5)
+
+        # A function of its own, so that nothing is remembered.
+        return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(rewards, phis)
+
+    whole = batch()
+    shapes = []
+    take = linear_blocks._run
+    monkeypatch.setattr(linear_blocks, "_run", lambda *a: shapes.append(a[-2].shape) or take(*a))
+    monkeypatch.setattr(linear_blocks, "_ENTRIES_AT_A_TIME", 26 * 32 * 2)
+    monkeypatch.setattr(linear_blocks, "_ENTRIES_OF_A_PART", 600)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    jax.clear_caches()
+    parts = batch()
+    assert shapes[-1] == (1, 2, 35)  # two pieces of the columns, one landscape at a time
+    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_one_wild_configuration_does_not_spoil_the_others(rng):

@@ -270,7 +270,7 @@ def observer():
     def w_first(weights, length):
         return mix(weights, tilt[:, :, :length])
 
-    made = Observer(Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS, w_first)
+    made = Observer(Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS, True, w_first)
     return made, tilt, order
 
 

@@ -35,6 +35,7 @@ A summary costs several times a round, and reads only the first cells where that
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -44,9 +45,17 @@ from jax import Array
 
 from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityInfo, Problem
-from plural_jax.density.linear_blocks_masses import Format, Masses, Parts, mix, per_configuration
+from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix, per_configuration
 from plural_jax.density.linear_blocks_summary import Observer, unpack
+from plural_jax.density.many_rounds import in_pieces
 from plural_jax.landscape import normalize
+
+#: On a CPU, masses that are computed together: in float32 half a megabyte, which with its tables fits a core's own cache.
+_ENTRIES_AT_A_TIME = 2**17
+#: With several host devices, masses in one part.
+_ENTRIES_OF_A_PART = 2**15
+#: Columns that one piece of the configurations has at least.
+_FEWEST_COLUMNS = 32
 
 
 class Measured(NamedTuple):
@@ -157,6 +166,22 @@ def run(
     rule_type: type[Rule], num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
 ) -> tuple[Array, DensityInfo]:
     """`num_steps` rounds of G landscapes with C configurations each; see `many_rounds`."""
+    take = partial(_run, rule_type, num_steps, every)
+    if jax.default_backend() != "cpu":
+        return take(landscape, phi, log_p)
+    # On a CPU a part of the configurations at a time, and then of the landscapes, so that their masses stay in cache.
+    groups, _, columns = phi.shape
+    n = log_p.shape[1]
+    wide = max(_FEWEST_COLUMNS, _ENTRIES_AT_A_TIME // n // _FEWEST_COLUMNS * _FEWEST_COLUMNS)
+    by_columns = in_pieces(take, columns, wide, (None, 2, None if log_p.shape[2] == 1 else 2), -1)
+    together = max(1, _ENTRIES_AT_A_TIME // (n * min(columns, wide)))
+    return in_pieces(by_columns, groups, together, (0, 0, 0), 0)(landscape, phi, log_p)
+
+
+def _run(
+    rule_type: type[Rule], num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
+) -> tuple[Array, DensityInfo]:
+    """The same for as many as are computed together."""
     n, columns = log_p.shape[1], phi.shape[2]
     problem, multiplier = landscape
     problem, phi, log_p = _fill_up(problem, phi, log_p, rule_type.columns)
@@ -173,11 +198,11 @@ def run(
             outside=prefix.reorder(problem.outside, order, 1),
         )
         tilt, log_p, live = (prefix.reorder(x, order, a) for x, a in ((tilt, 2), (log_p, 1), (live, 1)))
-    w_low = jnp.min(jnp.where(live, mix(phi, tilt), 1.0))
+    w_low = jnp.min(jnp.where(live, mix(_extremes(phi) if live.shape[2] == 1 else phi, tilt), 1.0))
     longest = ((form.scale - 1) / -jnp.log2(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
-    cuts = (0, *(tilt.shape[2] // prefix.SLICES * cut for cut in prefix.CUTS)) if in_order else (0, tilt.shape[2])
+    cuts = _cuts(tilt.shape[2], log_p.shape[0] * tilt.shape[2] * phi.shape[2], in_order)
     rule = rule_type(Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts))
-    observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, rule.w_first)
+    observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, in_order, rule.w_first)
     slices = observe.slices
 
     def may_go_on(c: _Loop) -> Array:
@@ -234,9 +259,15 @@ def run(
         return jax.lax.while_loop(lambda c: c.age == 0, log_round, c)
 
     one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
-    masses = form.from_log(jnp.broadcast_to(log_p, (*log_p.shape[:2], phi.shape[2])), cuts)
+    # A start that all share is converted once.
+    masses = tuple(
+        Masses(*(jnp.broadcast_to(x, (*x.shape[:2], phi.shape[2])) for x in part))
+        for part in form.from_log(log_p, cuts)
+    )
     bounds = jnp.zeros((phi.shape[0], prefix.SLICES if in_order else 0, phi.shape[2]), form.dtype)
-    start = anew(masses, _Loop(masses, rule.measure(masses), one, none, none, bounds, none, bounds))
+    # The first block measures; until then only shapes matter.
+    unmeasured = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rule.measure, masses))
+    start = _Loop(masses, unmeasured, one, none, none, bounds, none, bounds)
     info, _ = jax.eval_shape(observed, start)
     start = start._replace(infos=jnp.zeros((num_steps // every, *info.shape), info.dtype))
     c = jax.lax.while_loop(lambda c: c.t < num_steps, block, start)
@@ -268,6 +299,30 @@ def _fill_up(problem: Problem, phi: Array, log_p: Array, fewest: int) -> tuple[P
     if log_p.shape[2] > 1:
         log_p = pad(log_p, 2, copies, mode="edge")
     return problem, pad(phi, 2, copies, mode="edge"), log_p
+
+
+def _cuts(n: int, entries: int, in_order: bool) -> tuple[int, ...]:
+    """Cells after which masses of so many entries are cut."""
+    if in_order:
+        return (0, *(n // prefix.SLICES * cut for cut in prefix.CUTS))
+    parts = 1
+    if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+        # XLA splits an operation on half a megabyte over the threads of all host devices, which then wait for each other
+        # and lose what their caches hold; each device has a thread, so the parts are made smaller than that.
+        parts = max(1, min(4, entries // _ENTRIES_OF_A_PART))
+    slices = n // CELL_SLICES
+    return tuple(slices * k // parts * CELL_SLICES for k in range(parts + 1))
+
+
+def _extremes(phi: Array) -> Array:
+    """Some of the columns of phi [G, m, C], among which each `sum_i phi_i a_i` is smallest.
+
+    Two preferences have one free weight, in which a sum is linear; with more, all columns.
+    """
+    if phi.shape[1] != 2:
+        return phi
+    ends = jnp.stack([jnp.min(phi[:, 0], axis=1), jnp.max(phi[:, 0], axis=1)], axis=1)
+    return jnp.stack([ends, 1 - ends], axis=1)
 
 
 def _tilts(problem: Problem, live: Array) -> tuple[Problem, Array]:

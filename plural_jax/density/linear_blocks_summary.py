@@ -43,10 +43,12 @@ class Observer:
         phi: Array,
         live: Array,
         cuts: tuple[int, ...],
+        in_order: bool,
         w_first: Callable[[Array, int], Array],
     ) -> None:
-        """What all summaries share. If `cuts` cut the cells in parts, they are in the order of `best_first`.
+        """What all summaries share.
 
+        `cuts` cut the cells in parts; `in_order` says that they are in the order of `best_first`, and cut by it.
         `w_first` gives W in the first so many cells for a density's weights.
         """
         self.form, self.problem, self.multiplier, self.tilt, self.phi = form, problem, multiplier, tilt, phi
@@ -57,7 +59,7 @@ class Observer:
         # Tilts are zero in cells without mass, so W needs a mask only where configurations differ in what has mass.
         self.weight = live.astype(form.dtype) if live.shape[2] > 1 else None
         self.slices, lengths = None, cuts[-1:]
-        if len(cuts) > 2:
+        if in_order:
             self.slices = Slices.of(tilt, problem.basins, problem.outside)
             self.limits = self._limits(live)
             lengths = tuple(cuts[-1] // SLICES * length for length in LENGTHS)

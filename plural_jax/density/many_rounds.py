@@ -135,3 +135,43 @@ def _vmap_rule(run: Any, size: int, batched: Any, landscape: Any, phi: Array, lo
         log_p = join(jnp.broadcast_to(log_p, (*log_p.shape[:-1], phi.shape[-1])), log_p_batched, 2)
     out = run(landscape, join(phi, phi_batched, 0 if by_landscape else 2), log_p)
     return jax.tree.map(lambda x: part(x, 0 if by_landscape else x.ndim - 1), out), jax.tree.map(lambda _: True, out)
+
+
+def in_pieces(function: Any, length: int, most: int, axes: tuple[int | None, ...], out_axis: int) -> Any:
+    """A function that gives `function` at most so many of its `length` at a time, one piece after another.
+
+    Args:
+        function: of pytrees, to a pytree; each result depends on its own part of the arguments alone.
+        length: of these axes.
+        most: length of a piece; pieces are equal, the last one filled up with copies.
+        axes: for each argument the axis that is cut, or None.
+        out_axis: the axis of all results along which pieces are put together.
+    """
+    count = -(-length // most)
+    if count == 1:
+        return function
+    piece = -(-length // count)
+
+    def cut(x: Array, axis: int) -> Array:
+        x = jnp.moveaxis(x, axis, 0)
+        x = jnp.pad(x, [(0, count * piece - length)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+        return jnp.moveaxis(x.reshape(count, piece, *x.shape[1:]), 1, axis + 1)
+
+    def join(x: Array) -> Array:
+        axis = out_axis if out_axis < 0 else out_axis + 1
+        x = jnp.moveaxis(x, (0, axis), (0, 1))
+        x = x.reshape(-1, *x.shape[2:])[:length]
+        return jnp.moveaxis(x, 0, out_axis)
+
+    def one(pieces: list[Any], whole: list[Any]) -> Any:
+        parts = iter(pieces)
+        rest = iter(whole)
+        return function(*(next(rest) if axis is None else next(parts) for axis in axes))
+
+    def of_pieces(*arguments: Any) -> Any:
+        pairs = list(zip(arguments, axes, strict=True))
+        pieces = [jax.tree.map(lambda x, axis=axis: cut(x, axis), a) for a, axis in pairs if axis is not None]
+        whole = [a for a, axis in pairs if axis is None]
+        return jax.tree.map(join, jax.lax.map(lambda pieces: one(pieces, whole), pieces))
+
+    return of_pieces
