@@ -14,6 +14,7 @@ import plural_jax as pj
 from plural_jax.density import linear_blocks
 from plural_jax.density.core import DensityState
 from tests import oracles
+from tests.test_matrix_blocks import run as run_pools
 
 FIELDS = pj.density.DensityInfo._fields
 
@@ -182,7 +183,8 @@ def test_vmap_over_every_set_of_axes(rng):
     close(jax.lax.map(lambda f: by_start(rewards[0], f, log_p), phi), expected[0])
 
 
-def test_pieces_and_parts_change_nothing(rng, monkeypatch):
+@pytest.mark.parametrize("pool_size", [None, 6.5])
+def test_pieces_and_parts_change_nothing(rng, monkeypatch, pool_size):
     """Many configurations are computed a piece at a time, and with several host devices their cells in parts."""
     rewards = jnp.asarray(rng.normal(size=(3, 2, 26)) * 2)
     log_p = jnp.asarray(np.log(rng.dirichlet(np.ones(26))))
@@ -190,7 +192,7 @@ def test_pieces_and_parts_change_nothing(rng, monkeypatch):
 
     def batch():
         def one(r, f):
-            return run(r, f, log_p, 5, 5)
+            return run(r, f, log_p, 5, 5) if pool_size is None else run_pools(r, f, log_p, pool_size, 5, 5)
 
         # A function of its own, so that nothing is remembered.
         return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(rewards, phis)

@@ -27,6 +27,7 @@ weights that overflow, leave a round to log space.
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import jax
@@ -36,7 +37,7 @@ from jax import Array
 from plural_jax.density import many_rounds
 from plural_jax.density.core import DensityInfo, DensityState, Problem, dot
 from plural_jax.density.linear_blocks import Measured, Setting, run
-from plural_jax.density.linear_blocks_masses import Parts
+from plural_jax.density.linear_blocks_masses import Parts, add
 from plural_jax.density.quadrature import CHUNK, Nodes, log_node_weights, node_positions
 
 
@@ -65,9 +66,12 @@ class Tables:
         only_first = jnp.where(self._first[:, None], a, 0.0)
         large = self._large[:, None, None, None]
         sums = jnp.where(large, only_first, table).reshape(groups, -1, n)
-        self._sums = jnp.concatenate([sums, jnp.ones_like(sums[:, :1])], axis=1)
+        sums = jnp.concatenate([sums, jnp.ones_like(sums[:, :1])], axis=1)
         factors = jnp.where(large, only_first, jnp.exp(-s_a) * a).reshape(groups, -1, n)
-        self._factors = jnp.swapaxes(factors, 1, 2)
+        factors = jnp.swapaxes(factors, 1, 2)
+        cells = list(pairwise(setting.cuts))
+        self._sums, self._factors = [sums[:, :, a:b] for a, b in cells], [factors[:, a:b] for a, b in cells]
+        self._tilts = [setting.tilt[:, :, a:b] for a, b in cells]
         # exp(-s) for every preference: the factor of a cell with A = 1.
         best = jnp.where(large[..., 0, 0], self._first.astype(a.dtype), jnp.exp(-jnp.exp(jnp.minimum(self._y, 60.0))))
         self._best = jnp.tile(best, (1, m))[:, None]
@@ -93,7 +97,7 @@ class Tables:
         """Weights of all nodes."""
         s = self._setting
         groups, m = s.phi.shape[:2]
-        product = dot(self._sums, masses[0].q) * 2.0**-s.form.scale
+        product = self._sum(self._sums, masses)
         total = product[:, -1:]
         product = (product[:, :-1] / total).reshape(groups, m, -1, product.shape[2])
 
@@ -110,17 +114,21 @@ class Tables:
         weights = weights.reshape(groups, -1, weights.shape[3]) / total
         return Measured(weights=weights, z=None, w_max=jnp.max(dot(self._best, weights)))
 
+    def _sum(self, tables: list[Array], masses: Parts) -> Array:
+        products = add(dot(table, part.q) for table, part in zip(tables, masses, strict=True))
+        return products * 2.0**-self._setting.form.scale
+
     def w(self, weights: Array, part: int) -> Array:
-        """The second product; all cells are one part."""
-        return dot(self._factors, weights)
+        """The second product."""
+        return dot(self._factors[part], weights)
 
     def w_first(self, weights: Array, length: int) -> Array:
-        """The same; summaries read all cells."""
-        return dot(self._factors, weights)
+        """The same in all cells, of which summaries here read every one."""
+        return jnp.concatenate([self.w(weights, part) for part in range(len(self._factors))], axis=1)
 
     def normalizers(self, measured: Measured, masses: Parts) -> Array:
         """E_p[e_i], which only summaries need."""
-        return dot(self._setting.tilt, masses[0].q) * 2.0**-self._setting.form.scale
+        return self._sum(self._tilts, masses)
 
     def trusted(self, growth: Array, measured: Measured) -> Array:
         """False masses change no digit of W, no node is missing, and no weight has overflowed."""
