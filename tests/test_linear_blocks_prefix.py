@@ -16,6 +16,7 @@ import plural_jax as pj
 from plural_jax.density import linear_blocks, linear_blocks_summary, tilt_blocks
 from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityState
+from plural_jax.density.linear_blocks import Measured
 from plural_jax.density.linear_blocks_masses import Format, mix
 from plural_jax.density.linear_blocks_summary import Observer
 from tests import oracles
@@ -181,7 +182,7 @@ def test_a_slice_that_was_left_out_grows_back(rng):
 class Recorder(Observer):
     """In place of the numbers of a summary: the bounds that it is given, and the rows that say where there are none."""
 
-    def __call__(self, masses, z, weights, trusted, bounds, choice):
+    def __call__(self, masses, z, measured, trusted, bounds, choice):
         return bounds, choice
 
     def careful(self, masses):
@@ -267,10 +268,12 @@ def observer():
     tilt = prefix.reorder(tilt, order, 2)
     phis, live = jnp.asarray(PHIS.T, jnp.float32)[None], jnp.ones((1, N, 1), bool)
 
-    def w_first(weights, length):
-        return mix(weights, tilt[:, :, :length])
+    def w_first(measured, length):
+        return mix(measured.weights, tilt[:, :, :length])
 
-    made = Observer(Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS, True, w_first)
+    made = Observer(
+        Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS, True, w_first
+    )
     return made, tilt, order
 
 
@@ -282,7 +285,9 @@ def observed(log_p, guess):
     masses = form.from_log(prefix.reorder(log_p[None], order, 1), CUTS)
     q = [part.q for part in masses]
     z = jnp.matmul(tilt, jnp.concatenate(q, axis=1)) * 2.0**-form.scale
-    return observe(masses, z, observe.phi / z, jnp.asarray(True), observe.slices.masses(q), guess)
+    return observe(
+        masses, z, Measured(observe.phi / z, z, 1 / jnp.min(z)), jnp.asarray(True), observe.slices.masses(q), guess
+    )
 
 
 @jax.jit

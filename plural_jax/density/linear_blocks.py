@@ -65,11 +65,13 @@ class Measured(NamedTuple):
         weights: u, [G, rows, C].
         z: normalizers E_p[e_i], [G, m, C], where the rule needs them itself; else None.
         w_max: W is nowhere larger, in no configuration, [].
+        w: W in each part, [G, cells, C], where it costs so much that a summary and the next round share it; else None.
     """
 
     weights: Array
     z: Array | None
     w_max: Array
+    w: tuple[Array, ...] | None = None
 
 
 class Setting(NamedTuple):
@@ -84,6 +86,7 @@ class Setting(NamedTuple):
         live: where there is mass, [G, n, C] or [G, n, 1].
         w_low: W is nowhere smaller, [].
         cuts: cells after which the masses are cut in parts; the first is 0, the last n.
+        observed: whether every round is summed up.
     """
 
     form: Format
@@ -94,6 +97,7 @@ class Setting(NamedTuple):
     live: Array
     w_low: Array
     cuts: tuple[int, ...]
+    observed: bool
 
     @property
     def coarse(self) -> float:
@@ -125,10 +129,10 @@ class Rule(Protocol):
     def measure(self, masses: Parts) -> Measured:
         """Weights of the density and a bound on W."""
 
-    def w(self, weights: Array, part: int) -> Array:
+    def w(self, measured: Measured, part: int) -> Array:
         """W in the cells of a part, [G, cells, C]."""
 
-    def w_first(self, weights: Array, length: int) -> Array:
+    def w_first(self, measured: Measured, length: int) -> Array:
         """W in the first so many cells, [G, length, C]."""
 
     def normalizers(self, measured: Measured, masses: Parts) -> Array:
@@ -201,7 +205,7 @@ def _run(
     w_low = jnp.min(jnp.where(live, mix(_extremes(phi) if live.shape[2] == 1 else phi, tilt), 1.0))
     longest = ((form.scale - 1) / -jnp.log2(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
     cuts = _cuts(tilt.shape[2], log_p.shape[0] * tilt.shape[2] * phi.shape[2], in_order)
-    rule = rule_type(Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts))
+    rule = rule_type(Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts, every == 1))
     observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, in_order, rule.w_first)
     slices = observe.slices
 
@@ -215,7 +219,7 @@ def _run(
 
     def observed(c: _Loop) -> tuple[Array, Array]:
         z = rule.normalizers(c.measured, c.masses)
-        return observe(c.masses, z, c.measured.weights, rule.trusted(c.growth, c.measured), c.bounds, c.choice)
+        return observe(c.masses, z, c.measured, rule.trusted(c.growth, c.measured), c.bounds, c.choice)
 
     def record(c: _Loop, observed: Callable[[_Loop], tuple[Array, Array]]) -> _Loop:
         if every == num_steps:
@@ -230,11 +234,12 @@ def _run(
         return c._replace(infos=infos, choice=choice)
 
     def linear_round(c: _Loop) -> _Loop:
-        u = c.measured.weights
-        masses = tuple(Masses(part.q * rule.w(u, k), part.exponent) for k, part in enumerate(c.masses))
+        masses = tuple(Masses(part.q * rule.w(c.measured, k), part.exponent) for k, part in enumerate(c.masses))
         bounds = c.bounds
         if slices is not None:
-            bounds = jnp.minimum(bounds * mix(u, slices.tilt[:, :, : prefix.SLICES]), 2.0 ** (form.scale + 1))
+            bounds = jnp.minimum(
+                bounds * mix(c.measured.weights, slices.tilt[:, :, : prefix.SLICES]), 2.0 ** (form.scale + 1)
+            )
         new = c._replace(
             masses=masses,
             measured=rule.measure(masses),

@@ -44,12 +44,12 @@ class Observer:
         live: Array,
         cuts: tuple[int, ...],
         in_order: bool,
-        w_first: Callable[[Array, int], Array],
+        w_first: Callable[[Any, int], Array],
     ) -> None:
         """What all summaries share.
 
         `cuts` cut the cells in parts; `in_order` says that they are in the order of `best_first`, and cut by it.
-        `w_first` gives W in the first so many cells for a density's weights.
+        `w_first` gives W in the first so many cells of a measured density.
         """
         self.form, self.problem, self.multiplier, self.tilt, self.phi = form, problem, multiplier, tilt, phi
         self.w_first = w_first
@@ -89,25 +89,25 @@ class Observer:
         return jnp.stack([factor, factor], axis=1)[..., None], jnp.stack([elsewhere, addend], axis=1)[..., None]
 
     def __call__(
-        self, masses: Parts, z: Array, weights: Array, trusted: Array, bounds: Array, choice: Array
+        self, masses: Parts, z: Array, measured: Any, trusted: Array, bounds: Array, choice: Array
     ) -> tuple[Array, Array]:
         """The infos below one another as `unpack` expects them, and the length to begin with the next time.
 
         Args:
             masses: parts of the density.
             z: its normalizers, [G, m, C].
-            weights: of W, as `w_first` takes them.
+            measured: as `w_first` takes it; its `weights` are those of W.
             trusted: whether sums over q mean something.
             bounds: what the sum over q in a slice does not exceed, [G, SLICES, C].
             choice: index of the length to begin with, [].
         """
         return jax.lax.cond(
-            trusted, self._fast, lambda masses, *_: (self.careful(masses), choice), masses, z, weights, bounds, choice
+            trusted, self._fast, lambda masses, *_: (self.careful(masses), choice), masses, z, measured, bounds, choice
         )
 
-    def _fast(self, masses: Parts, z: Array, weights: Array, bounds: Array, choice: Array) -> tuple[Array, Array]:
+    def _fast(self, masses: Parts, z: Array, measured: Any, bounds: Array, choice: Array) -> tuple[Array, Array]:
         m = self.phi.shape[1]
-        numbers, choice = self._read([part.q for part in masses], weights, bounds, choice)
+        numbers, choice = self._read([part.q for part in masses], measured, bounds, choice)
         mean, variance, basin, outside, entropy, maxima = jnp.split(
             numbers, [m, 2 * m, 3 * m, 3 * m + 1, 3 * m + 2], axis=1
         )
@@ -134,26 +134,28 @@ class Observer:
         log_p = self.form.to_log(masses)
         return _pack(per_configuration(one)(self.problem, self.multiplier, self.phi, log_p))
 
-    def _read(self, q: list[Array], u: Array, bounds: Array, choice: Array) -> tuple[Array, Array]:
+    def _read(self, q: list[Array], measured: Any, bounds: Array, choice: Array) -> tuple[Array, Array]:
         """The numbers of `_over` from as few cells as will do, and the next length to begin with."""
         m, slices = self.phi.shape[1], self.slices
         if slices is None:
-            return self._over(0, q, u), choice
+            return self._over(0, q, measured), choice
         factor, addend = self.limits
         # Deep cells have a false mass of this much at most.
         floor = 2.0 ** (self.form.shallowest + 1) * self.tilt.shape[2] / SLICES
 
         def attempt(c: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            numbers = jax.lax.switch(c[1], [partial(self._over, k) for k in range(len(LENGTHS))], q, u)
+            numbers = jax.lax.switch(c[1], [partial(self._over, k) for k in range(len(LENGTHS))], q, measured)
             limits = jnp.min(jnp.abs(numbers[:, None, : 3 * m + 2]) * factor + addend, axis=2)
-            enough = slices.sufficient(bounds, mix(u, slices.tilt), numbers[:, 3 * m + 2 :], jnp.maximum(limits, floor))
+            enough = slices.sufficient(
+                bounds, mix(measured.weights, slices.tilt), numbers[:, 3 * m + 2 :], jnp.maximum(limits, floor)
+            )
             # Sums over fewer cells are smaller: what they find sufficient is sufficient.
             return numbers, enough, c[1] > enough
 
-        start = jnp.zeros((u.shape[0], 3 * m + 4, u.shape[2]), u.dtype), choice, jnp.ones((), bool)
+        start = jnp.zeros((self.phi.shape[0], 3 * m + 4, self.phi.shape[2]), self.phi.dtype), choice, jnp.ones((), bool)
         return jax.lax.while_loop(lambda c: c[2], attempt, start)[:2]
 
-    def _over(self, choice: int, q: list[Array], u: Array) -> Array:
+    def _over(self, choice: int, q: list[Array], measured: Any) -> Array:
         """E[r_i] - r_i*, variances, basin masses, mass outside, entropy, max W and sup W outside, [G, 3 m + 4, C].
 
         From the first cells, as many as the length of that index.
@@ -178,7 +180,7 @@ class Observer:
         keeps_digits = jnp.all(variance * _MAX_CANCELLATION >= second)
         # All of q goes in, because a part of it would be copied.
         variance = jax.lax.cond(keeps_digits, lambda q, mean: variance, central, q, mean)
-        w = self.w_first(u, length)
+        w = self.w_first(measured, length)
         if self.weight is not None:
             w = w * self.weight[:, :length]
         highest = jnp.stack(_maxima(w, w * self.problem.outside[:, :length, None]), axis=1)

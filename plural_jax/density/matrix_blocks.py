@@ -112,19 +112,20 @@ class Tables:
         phi = s.phi[:, :, None]
         weights = jnp.where(phi > 0, phi * jnp.where(large, tilted, jnp.exp(log_g)), 0.0)
         weights = weights.reshape(groups, -1, weights.shape[3]) / total
-        return Measured(weights=weights, z=None, w_max=jnp.max(dot(self._best, weights)))
+        w = tuple(dot(part, weights) for part in self._factors) if s.observed else None
+        return Measured(weights=weights, z=None, w_max=jnp.max(dot(self._best, weights)), w=w)
 
     def _sum(self, tables: list[Array], masses: Parts) -> Array:
         products = add(dot(table, part.q) for table, part in zip(tables, masses, strict=True))
         return products * 2.0**-self._setting.form.scale
 
-    def w(self, weights: Array, part: int) -> Array:
+    def w(self, measured: Measured, part: int) -> Array:
         """The second product."""
-        return dot(self._factors[part], weights)
+        return dot(self._factors[part], measured.weights) if measured.w is None else measured.w[part]
 
-    def w_first(self, weights: Array, length: int) -> Array:
+    def w_first(self, measured: Measured, length: int) -> Array:
         """The same in all cells, of which summaries here read every one."""
-        return jnp.concatenate([self.w(weights, part) for part in range(len(self._factors))], axis=1)
+        return jnp.concatenate([self.w(measured, part) for part in range(len(self._factors))], axis=1)
 
     def normalizers(self, measured: Measured, masses: Parts) -> Array:
         """E_p[e_i], which only summaries need."""

@@ -45,13 +45,13 @@ class Tilts:
         z = add(dot(e, part.q) for e, part in zip(self._parts, masses, strict=True)) * unit
         return Measured(weights=self._setting.phi / z, z=z, w_max=1 / jnp.min(z))
 
-    def w(self, weights: Array, part: int) -> Array:
+    def w(self, measured: Measured, part: int) -> Array:
         """Sum_i u_i e_i(x)."""
-        return mix(weights, self._parts[part])
+        return mix(measured.weights, self._parts[part])
 
-    def w_first(self, weights: Array, length: int) -> Array:
+    def w_first(self, measured: Measured, length: int) -> Array:
         """The same in the first cells."""
-        return mix(weights, self._setting.tilt[:, :, :length])
+        return mix(measured.weights, self._setting.tilt[:, :, :length])
 
     def normalizers(self, measured: Measured, masses: Parts) -> Array:
         """They are measured in every round."""
