@@ -18,7 +18,7 @@ from plural_jax.store import SweepStore
 from tests.test_sweep import plain
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TIMEOUT = 240
+TIMEOUT = 600
 # 7 x 3 configurations in batches of 3 x 1, the last of each distance of one: neither divides by two or four devices.
 AXES = {"phi": np.linspace(0.1, 0.9, 7), "distance": [1.0, 2.0, 3.0]}
 SETTINGS = {"num_steps": 4, "batch_size": 3}
@@ -28,10 +28,10 @@ _CHILD = """
 import sys, time
 import jax
 from plural_jax import hosts
-store, index, count, port, devices, pause = sys.argv[1], *map(int, sys.argv[2:])
+store, index, count, port, devices, pause, heartbeat = sys.argv[1], *map(int, sys.argv[2:])
 jax.config.update("jax_num_cpu_devices", devices)
 if count > 1:
-    hosts.join(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=10)
+    hosts.join(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=heartbeat)
 import plural_jax as pj
 from tests.test_sweep_processes import AXES, SETTINGS, plain
 
@@ -78,9 +78,9 @@ def start():
         child.communicate()
 
 
-def sweeping(start, store, count, devices, pauses=(0, 0)):
+def sweeping(start, store, count, devices, pauses=(0, 0), heartbeat=100):
     port = free_port()
-    return [start(["-c", _CHILD, store, i, count, port, devices, pauses[i]]) for i in range(count)]
+    return [start(["-c", _CHILD, store, i, count, port, devices, pauses[i], heartbeat]) for i in range(count)]
 
 
 def free_port():
@@ -128,7 +128,7 @@ def test_same_on_one_device_four_devices_and_two_processes(start, tmp_path, on_o
 
 def test_one_of_two_processes_dies_and_the_same_command_computes_the_rest(start, tmp_path, on_one_device):
     store = tmp_path / "sweep.zarr"
-    survivor, victim = sweeping(start, store, 2, 2, pauses=(0, 600))
+    survivor, victim = sweeping(start, store, 2, 2, pauses=(0, 3600), heartbeat=20)
     while not victim.stdout.readline().startswith("batch"):
         assert victim.poll() is None, victim.stderr.read()
     victim.send_signal(signal.SIGKILL)
