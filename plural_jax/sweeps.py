@@ -80,7 +80,7 @@ def sweep(
         A dataset with dimensions (*axes, "step", ...): "preference" for what exists once per preference, "cell" for
         densities. Its attributes hold the settings and the versions of everything that computed it. Under `jax.distributed`
         every process waits for the others and returns the complete dataset. Other batches, devices and processes change the
-        last digits only (within 1e-5 of each number in float32).
+        last digits only (less than 1e-5 of a number in the tests, in float32).
 
     Raises:
         ValueError: an axis that is empty, not flat or NaN; a configuration that `make` refuses (tried with the first, least
