@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import plural_jax as pj
 from benchmarks import report, timing
@@ -87,12 +87,13 @@ def library(work: Workload, on_all: bool) -> Callable[[], Any]:
         process = pj.density.finite_pool(land, jnp.stack([phi, 1 - phi]), pool_size=POOL_SIZE)
         return pj.run(process, process.init(), work.num_steps, save="final")[1]
 
-    rows = jax.vmap(one)
+    rows, phis = jax.vmap(one), jnp.asarray(work.phis)
     if on_all:
         mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
         spec = PartitionSpec("rows")
         rows = jax.shard_map(rows, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return partial(jax.jit(rows), jnp.asarray(work.phis))
+        phis = jax.device_put(phis, NamedSharding(mesh, spec))
+    return partial(jax.jit(rows), phis)
 
 
 def products(work: Workload) -> dict[str, Callable[[], Any]]:

@@ -24,7 +24,7 @@ PEERS = {
     "numba": "pip install 'plural_jax[benchmark]'",
     "cvxpy": "pip install 'plural_jax[benchmark]'",
     "sklearn": "pip install 'plural_jax[benchmark]'",
-    "torch": "pip install torch --index-url https://download.pytorch.org/whl/cpu",
+    "torch": "pip install torch",
 }
 
 
