@@ -13,7 +13,14 @@ import pytest
 
 import plural_jax as pj
 from plural_jax.density.core import DensityState
+from plural_jax.density.matrix_blocks import Tables
 from tests import oracles
+
+
+@pytest.fixture(autouse=True)
+def _blocks_for_small_problems_too(monkeypatch):
+    monkeypatch.setattr(Tables, "fewest_cell_steps", 0)
+
 
 FIELDS = pj.density.DensityInfo._fields
 
@@ -73,6 +80,15 @@ def test_rounds_equal_repeated_steps(rng, dtype, m, n, every):
     got = jitted(*problem, pool_size, 12, every)
     assert got[0].log_p.dtype == dtype
     assert_close(got, jitted_steps(*problem, pool_size, 12, every), 1e-10 if dtype == np.float64 else 3e-4)
+
+
+def test_little_work_is_done_step_by_step(rng, monkeypatch):
+    """Where blocks would take longer to compile; with the same result."""
+    problem = random_problem(rng, 2, 9)
+    blocks = jitted(*problem, 7.0, 4, 2)
+    monkeypatch.setattr(Tables, "fewest_cell_steps", 9 * 4 + 1)
+    monkeypatch.setattr(Tables, "__init__", None)
+    assert_close(jax.jit(run, static_argnums=(4, 5))(*problem, 7.0, 4, 2), blocks, 1e-10)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -47,7 +47,7 @@ from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityInfo, Problem
 from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix, per_configuration
 from plural_jax.density.linear_blocks_summary import Observer, unpack
-from plural_jax.density.many_rounds import in_pieces
+from plural_jax.density.many_rounds import in_pieces, plain
 from plural_jax.landscape import normalize
 
 #: On a CPU, masses that are computed together: in float32 half a megabyte, which with its tables fits a core's own cache.
@@ -115,10 +115,12 @@ class Rule(Protocol):
     Attributes:
         sorts: whether bounds hold that let summaries leave out cells (`linear_blocks_prefix`).
         columns: on a CPU, 3 configurations or more are filled up to this number.
+        fewest_cell_steps: with less work, cells x configurations x rounds, compiling blocks takes longer than they save.
     """
 
     sorts: ClassVar[bool]
     columns: ClassVar[int]
+    fewest_cell_steps: ClassVar[int]
 
     def __init__(self, setting: Setting) -> None: ...
 
@@ -170,6 +172,8 @@ def run(
     rule_type: type[Rule], num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
 ) -> tuple[Array, DensityInfo]:
     """`num_steps` rounds of G landscapes with C configurations each; see `many_rounds`."""
+    if phi.shape[0] * phi.shape[2] * log_p.shape[1] * num_steps < rule_type.fewest_cell_steps:
+        return plain(num_steps, every, landscape, phi, log_p)
     take = partial(_run, rule_type, num_steps, every)
     if jax.default_backend() != "cpu":
         return take(landscape, phi, log_p)

@@ -46,6 +46,8 @@ class Tables:
 
     sorts: ClassVar[bool] = False
     columns: ClassVar[int] = 1
+    #: Blocks compile for some seconds longer than single steps, which take about 10 ns for each cell.
+    fewest_cell_steps: ClassVar[int] = 2**20
 
     def __init__(self, setting: Setting) -> None:
         """See `linear_blocks.Rule`."""

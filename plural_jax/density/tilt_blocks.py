@@ -28,6 +28,7 @@ class Tilts:
     #: On a CPU a matrix product with fewer columns than this is slower than with this many (jaxlib 0.10: a round takes
     #: 0.1 ns per entry with 32 columns, 0.5 to 1 with 3 to 31), so that it pays to fill up with copies.
     columns: ClassVar[int] = 32
+    fewest_cell_steps: ClassVar[int] = 0
 
     def __init__(self, setting: Setting) -> None:
         """See `linear_blocks.Rule`."""
