@@ -1,6 +1,6 @@
 """Simulate a generative model retrained, round after round, on its own samples curated by several preferences at once."""
 
-from plural_jax import curation, density, models, progress, retraining, rewards, theory
+from plural_jax import curation, density, hosts, models, progress, retraining, rewards, theory
 from plural_jax.grid import Grid
 from plural_jax.landscape import Landscape
 from plural_jax.process import Process, run
@@ -14,6 +14,7 @@ __all__ = [
     "__version__",
     "curation",
     "density",
+    "hosts",
     "models",
     "progress",
     "retraining",
