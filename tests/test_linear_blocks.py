@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import plural_jax as pj
-from plural_jax.density import linear_blocks
+from plural_jax.density import linear_blocks, on_chip, tilt_blocks
 from plural_jax.density.core import DensityState
 from plural_jax.density.matrix_blocks import Tables
 from tests import oracles
@@ -182,6 +182,20 @@ def test_vmap_over_every_set_of_axes(rng):
         np.array([expected[range(3), range(3), k] for k in range(3)]),
     )
     close(jax.lax.map(lambda f: by_start(rewards[0], f, log_p), phi), expected[0])
+
+
+def test_the_chip_of_a_gpu_is_used_where_a_density_fits(rng, monkeypatch):
+    on_the_chip = []
+
+    def record(*arguments):
+        on_the_chip.append(arguments[-1].shape[1])
+        return tilt_blocks.xla_rounds(*arguments)
+
+    monkeypatch.setattr(on_chip, "run", record)
+    for n, is_gpu in ((30, False), (30, True), (10**5, True)):
+        monkeypatch.setattr(on_chip, "available", lambda is_gpu=is_gpu: is_gpu)
+        jax.eval_shape(lambda *x: run(*x, 4), *random_problem(rng, n=n))
+    assert on_the_chip == [30]
 
 
 @pytest.mark.parametrize("pool_size", [None, 6.5])

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from plural_jax.density import many_rounds
+from plural_jax.density import many_rounds, on_chip
 from plural_jax.density.core import DensityInfo, DensityState, Problem, dot
 from plural_jax.density.linear_blocks import Measured, Setting, run
 from plural_jax.density.linear_blocks_masses import Parts, add, mix
@@ -70,8 +70,17 @@ def rounds(
 ) -> tuple[DensityState, DensityInfo]:
     """`num_steps` large-K rounds and the infos of every `every`-th; equal to repeated steps up to rounding."""
     del key  # the exact dynamics draw nothing
-    return many_rounds.rounds(xla_rounds, False, problem, multiplier, state, num_steps, every)
+    return many_rounds.rounds(fastest, False, problem, multiplier, state, num_steps, every)
 
 
 #: The rounds by plain XLA, on any device; see `many_rounds`.
 xla_rounds = partial(run, Tilts)
+
+
+def fastest(
+    num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
+) -> tuple[Array, DensityInfo]:
+    """The rounds on the chip of a GPU, where a density fits there, and by plain XLA everywhere else."""
+    if on_chip.available() and on_chip.fits(log_p.shape[1], phi.shape[1], log_p.dtype):
+        return on_chip.run(num_steps, every, landscape, phi, log_p)
+    return xla_rounds(num_steps, every, landscape, phi, log_p)
