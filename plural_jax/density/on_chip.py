@@ -109,12 +109,14 @@ def fits(num_cells: int, num_preferences: int, dtype: Any) -> bool:
 
 def available() -> bool:
     """Whether the default device is one that this can be compiled for."""
+    if jax.default_backend() != "gpu":  # before the import, which takes a while
+        return False
     try:
         import jax.experimental.pallas.triton
     except ImportError:  # a version of JAX that has given it up
         return False
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0" on Hopper, "gfx..." on ROCm
-    return jax.default_backend() == "gpu" and capability.replace(".", "").isdigit() and float(capability) >= 8
+    return capability.replace(".", "").isdigit() and float(capability) >= 8
 
 
 def run(
