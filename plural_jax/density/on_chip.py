@@ -36,6 +36,7 @@ lowering deprecated; where it is gone, `available` says no.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -112,7 +113,7 @@ def available() -> bool:
     if jax.default_backend() != "gpu":  # before the import, which takes a while
         return False
     try:
-        import jax.experimental.pallas.triton
+        importlib.import_module("jax.experimental.pallas.triton")
     except ImportError:  # a version of JAX that has given it up
         return False
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0" on Hopper, "gfx..." on ROCm
