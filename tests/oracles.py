@@ -68,3 +68,10 @@ def summary(log_p, log_w, rewards, phi, eps, temperature=1.0):
         "objective": np.dot(phi, log_z),
         "log_max_w": log_w[p > 0].max(),
     }
+
+
+def random_problem(rng, m=2, n=21, scale=2.0, dtype=np.float64):
+    """Rewards [m, n], phi [m] and log-masses [n], exact copies in the smaller type, so that an oracle sees the same problem."""
+    rewards = rng.normal(size=(m, n)) * scale
+    phi, log_p = rng.dirichlet(np.ones(m)), np.log(rng.dirichlet(np.ones(n)))
+    return tuple(x.astype(dtype) for x in (rewards, phi, log_p))

@@ -15,6 +15,7 @@ from plural_jax.density import linear_blocks, on_chip, tilt_blocks
 from plural_jax.density.core import DensityState
 from plural_jax.density.matrix_blocks import Tables
 from tests import oracles
+from tests.oracles import random_problem
 from tests.test_matrix_blocks import run as run_pools
 
 FIELDS = pj.density.DensityInfo._fields
@@ -49,13 +50,6 @@ def step_by_step(rewards, phi, log_p, num_steps, every=1, eps=0.1):
 
 jitted = jax.jit(run, static_argnums=(3, 4))
 jitted_steps = jax.jit(step_by_step, static_argnums=(3, 4))
-
-
-def random_problem(rng, m=2, n=21, scale=2.0, dtype=np.float64):
-    rewards = rng.normal(size=(m, n)) * scale
-    phi, log_p = rng.dirichlet(np.ones(m)), np.log(rng.dirichlet(np.ones(n)))
-    # An exact copy in the smaller type, so that the oracle sees the same problem.
-    return tuple(x.astype(dtype) for x in (rewards, phi, log_p))
 
 
 def assert_infos_close(got, expected, rtol, atol):

@@ -15,6 +15,7 @@ import plural_jax as pj
 from plural_jax.density.core import DensityState
 from plural_jax.density.matrix_blocks import Tables
 from tests import oracles
+from tests.oracles import random_problem
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +45,6 @@ def step_by_step(rewards, phi, log_p, pool_size, num_steps, every=1):
 
 jitted = jax.jit(run, static_argnums=(4, 5))
 jitted_steps = jax.jit(step_by_step, static_argnums=(4, 5))
-
-
-def random_problem(rng, m=2, n=21, scale=2.0, dtype=np.float64):
-    rewards = rng.normal(size=(m, n)) * scale
-    phi, log_p = rng.dirichlet(np.ones(m)), np.log(rng.dirichlet(np.ones(n)))
-    return tuple(x.astype(dtype) for x in (rewards, phi, log_p))
 
 
 def of_pairs(rewards, phi, log_p, num_steps):
