@@ -34,7 +34,7 @@ import plural_jax as pj
 from benchmarks import finite_pool, report, sweep, tilt, timing
 from benchmarks.roofline import tilt as tilt_cost
 from benchmarks.timing import Comparison
-from plural_jax.density import on_chip
+from plural_jax.density import on_chip, on_chip_vectors
 from plural_jax.density.core import parts
 from plural_jax.density.tilt_blocks import xla_rounds
 
@@ -175,7 +175,7 @@ def limit(name: str) -> float:
 def multiply_adds(programs: int, loops: int, interpret: bool) -> tuple[Callable[[], Any], float]:
     """Chains in registers, eight for each of 128 threads, and how many operations they are."""
     cells = 8 * 128
-    fma = on_chip._plain if interpret else on_chip._fused
+    fma = on_chip_vectors.plain if interpret else on_chip_vectors.fused
 
     def chains(x: Any, out: Any) -> None:
         a = x[:] * 0.5

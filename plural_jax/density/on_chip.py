@@ -25,7 +25,7 @@ and so 253 cycles for a program alone. Then follows what every round waits for, 
     sums between warps: shared memory, two barriers             130
     u_i = phi_i / z_i, 1 / min z_i, the two bounds              100
 
-Preferences go through the sums in pairs (`_over_cells`), or each would wait for its own. Two programs on a multiprocessor fill
+Preferences go through the sums in pairs (`over_cells`), or each would wait for its own. Two programs on a multiprocessor fill
 each other's gaps: 2 x 160 useful cycles of about 253 + 370, half of the FP32 rate. One alone (fewer configurations than
 multiprocessors) reaches a quarter. A fold, every dozen rounds, adds a twentieth. A summary costs as much as several rounds: it
 reads m + 1 numbers for each cell, which the programs of a landscape share in the caches, and sums 3m + 2 rows.
@@ -37,7 +37,7 @@ lowering deprecated; where it is gone, `available` says no.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ from jax import Array
 from plural_jax.density.core import DensityInfo, Problem
 from plural_jax.density.linear_blocks_masses import Format
 from plural_jax.density.linear_blocks_summary import unpack
+from plural_jax.density.on_chip_vectors import Fma, Vectors, fused, log_sum, over_cells, plain, unzip
 
 _LOG2 = float(np.log(2.0))
 #: A variance from raw moments may be this many times smaller than the second moment; below, it is summed anew.
@@ -60,11 +61,6 @@ _MOST_WARPS, _LANES = 8, 32
 _MOST_LOADS = 14
 #: Preferences that fit in the bits of an integer, and whose code compiles in reasonable time.
 _MOST_PREFERENCES = 10
-
-#: A number for each cell, in vectors.
-Vectors = tuple[Array, ...]
-#: a b + c, or a b where there is no c; b may be a scalar.
-Fma = Callable[[Array, Array, Array | None], Array]
 
 
 class Layout(NamedTuple):
@@ -170,7 +166,7 @@ def run(
     outputs = (size,), (num_steps // every, 4 * m + 5)
     # Configurations of a landscape one after another, so that those on the chip at a time share its tables.
     final, infos = pl.pallas_call(
-        partial(_program, Format.of(dtype), layout, n, num_steps, every, _plain if interpret else _fused),
+        partial(_program, Format.of(dtype), layout, n, num_steps, every, plain if interpret else fused),
         grid=(num_landscapes * num_configurations,),
         in_specs=[spec(x.shape[1 + own :], own) for x, own in inputs],
         out_specs=[spec(shape, True) for shape in outputs],
@@ -198,7 +194,7 @@ def _program(form: Format, layout: Layout, num_cells: int, num_steps: int, every
     if num_steps % every:
         now = of.advance(now, jnp.int32(num_steps))
     log_p = of.to_log(now)
-    total = _log_sum(log_p)
+    total = log_sum(log_p)
     for cells, x in zip(of.cells, log_p, strict=True):
         final[cells] = x - total
 
@@ -246,7 +242,7 @@ class _Configuration:
         # Made once, because Triton's lowering refuses a constant that a branch returns.
         self._one, self._none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
         highest = reduce(jnp.maximum, [jnp.where(a, -w, -1.0) for a, w in zip(live, self.w(self.phi), strict=True)])
-        w_low = -_over_cells(jnp.max, [highest])[0]
+        w_low = -over_cells(jnp.max, [highest])[0]
         self._longest = ((form.scale - 1) * _LOG2 / -jnp.log(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
         coarse = float(np.ldexp(16.0, form.mantissa + 1))  # what is smaller by this factor does not change a sum
         self._false_mass = num_cells * 2.0 ** (1 - form.depth) * coarse
@@ -275,7 +271,7 @@ class _Configuration:
         return _Now(q, exponent, self._normalizers(q), self._one, self._none, t)
 
     def _normalizers(self, q: Vectors) -> Vectors:
-        return tuple(x * self.unit for x in _over_cells(jnp.sum, [self._sum(tilt, q) for tilt in self.tilt]))
+        return tuple(x * self.unit for x in over_cells(jnp.sum, [self._sum(tilt, q) for tilt in self.tilt]))
 
     def _trusted(self, growth: Array, z_min: Array) -> Array:
         return (growth * self._false_mass <= z_min) & (self._underflow <= z_min)
@@ -302,7 +298,7 @@ class _Configuration:
     def _log_round(self, c: _Now) -> _Now:
         log_p = self.to_log(c)
         new = [x + w for x, w in zip(log_p, self._log_w(self._log_z(log_p)), strict=True)]
-        total = _log_sum(new)
+        total = log_sum(new)
         return self.block(*self.from_log([x - total for x in new]), c.t + 1)
 
     # --- log space ----------------------------------------------------------------------------------------------------
@@ -320,7 +316,7 @@ class _Configuration:
             q = jnp.where(whole <= -form.depth, deep, jnp.exp(finite) * 2.0**form.scale)
             return jnp.where(live, q, 0.0), whole.astype(jnp.int32) + form.scale
 
-        return _unzip(map(one, log_p))
+        return unzip(map(one, log_p))
 
     def to_log(self, c: _Now) -> list[Array]:
         """Log-masses, not normalized."""
@@ -342,7 +338,7 @@ class _Configuration:
             folded = jax.lax.bitcast_convert_type((bits & ((1 << form.mantissa) - 1)) | field, form.dtype)
             return jnp.where(q > 0, folded, 0.0), jnp.where(q > 0, new, 0).astype(jnp.int32)
 
-        return _unzip(map(one, c.q, c.exponent))
+        return unzip(map(one, c.q, c.exponent))
 
     def _deeper(self, exponent: Array) -> Array:
         """E."""
@@ -353,7 +349,7 @@ class _Configuration:
 
     def _log_z(self, log_p: list[Array]) -> list[Array]:
         """Log E_p[e_i]."""
-        return [_log_sum([x + e for x, e in zip(log_p, self._log_tilt(i), strict=True)]) for i in range(self.m)]
+        return [log_sum([x + e for x, e in zip(log_p, self._log_tilt(i), strict=True)]) for i in range(self.m)]
 
     def _log_w(self, log_z: list[Array]) -> list[Array]:
         """Log W, as `core.mix_log` has it."""
@@ -385,7 +381,7 @@ class _Configuration:
     def _maxima(self, w: Sequence[Array], nothing: float) -> list[Array]:
         """The highest W, and the highest outside the basins."""
         outside = [jnp.where(self._is_in(self.m, x), y, nothing) for x, y in zip(self.cells, w, strict=True)]
-        return _over_cells(jnp.max, [reduce(jnp.maximum, w), reduce(jnp.maximum, outside)])
+        return over_cells(jnp.max, [reduce(jnp.maximum, w), reduce(jnp.maximum, outside)])
 
     def _is_in(self, i: int, cells: slice) -> Array:
         return (self._member[cells] & (1 << i)) != 0
@@ -402,67 +398,17 @@ class _Configuration:
         first = [self._sum(r, p) for r in shifted]
         second = [self._sum([x * x for x in r], p) for r in shifted]
         rows = [*first, *second, *(reduce(jnp.add, x) for x in inside), self._sum(logs, p)]
-        *numbers, entropy = _over_cells(jnp.sum, rows)
+        *numbers, entropy = over_cells(jnp.sum, rows)
         mean, moment = numbers[:m], numbers[m : 2 * m]
         raw = [b - a * a for a, b in zip(mean, moment, strict=True)]
         keeps = reduce(jnp.logical_and, [v * _MAX_CANCELLATION >= b for v, b in zip(raw, moment, strict=True)])
 
         def central() -> list[Array]:
             squares = [[jnp.square(self._shifted[i, x] - mean[i]) for x in self.cells] for i in range(m)]
-            return [x * unit for x in _over_cells(jnp.sum, [self._sum(x, masses) for x in squares])]
+            return [x * unit for x in over_cells(jnp.sum, [self._sum(x, masses) for x in squares])]
 
         variance = jax.lax.cond(keeps, lambda: raw, central)
         log_z = [z + best / self.temperature for z, best in zip(log_z, self.best, strict=True)]
         mean = [best + x for x, best in zip(mean, self.best, strict=True)]
         objective = self._sum(log_z, self.phi)
         return [*mean, *variance, *log_z, -entropy, *numbers[2 * m :], maxima[1], objective, maxima[0]]
-
-
-# --- over all cells ---------------------------------------------------------------------------------------------------
-
-
-def _over_cells(reduction: Callable[..., Array], vectors: Sequence[Array]) -> list[Array]:
-    """A scalar for each vector, by `jnp.sum` or `jnp.max`. Two vectors share the barriers of the warps."""
-    numbers: list[Array] = []
-    for k in range(0, len(vectors) - 1, 2):
-        both = reduction(jnp.stack(vectors[k : k + 2], axis=-1), axis=0)
-        place = jax.lax.broadcasted_iota(jnp.int32, (2,), 0)
-        # Every thread holds both; this is how it is told to take one.
-        numbers += [jnp.sum(jnp.where(place == i, both, 0.0)) for i in range(2)]
-    return numbers + [reduction(x) for x in vectors[len(numbers) :]]
-
-
-def _log_sum(vectors: Sequence[Array]) -> Array:
-    """Log of the sum of exponentials over all cells."""
-    [top] = _over_cells(jnp.max, [reduce(jnp.maximum, vectors)])
-    [total] = _over_cells(jnp.sum, [reduce(jnp.add, [jnp.exp(x - top) for x in vectors])])
-    return top + jnp.log(total)
-
-
-def _unzip(pairs: Iterable[tuple[Array, Array]]) -> tuple[Vectors, Vectors]:
-    first, second = zip(*pairs, strict=True)
-    return first, second
-
-
-# --- multiply-adds ----------------------------------------------------------------------------------------------------
-
-
-def _plain(a: Array, b: Array, c: Array | None) -> Array:
-    return a * b if c is None else a * b + c
-
-
-def _fused(a: Array, b: Array, c: Array | None) -> Array:
-    """One instruction, in words that leave XLA no choice: left alone, it rounds the product."""
-    from jax.experimental.pallas import triton
-
-    if c is None or a.ndim == 0:
-        return _plain(a, b, c)
-    bits, letter = (64, "d") if a.dtype == jnp.float64 else (32, "f")
-    [result] = triton.elementwise_inline_asm(
-        f"fma.rn.f{bits} $0, $1, $2, $3;",
-        args=[a, jnp.broadcast_to(b, a.shape), c],
-        constraints=f"={letter},{letter},{letter},{letter}",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(a.shape, a.dtype)],
-    )
-    return result
