@@ -130,9 +130,10 @@ def rates(quick: bool, repeats: int | None) -> dict[str, float]:
     l2, l3 = cache_bytes(2) or 2**20, cache_bytes(3) or 2**25
     small, large = l2 // 4, max(2**26, 2 * l3 // threads)
     size = 1024 if quick else 2048
-    cells, rounds = 2048, 5_000
+    # Long enough for two threads that woke on one core to be put on two: that can take a few milliseconds.
+    cells, rounds = 2048, 5_000 if quick else 50_000
     flops = 2.0 * _CHAIN * cells * rounds * threads
-    often = max(1, 2**28 // small)
+    often = max(1, (2**28 if quick else 2**31) // small)
 
     def moved(num_bytes: int, times: int) -> float:
         return 2.0 * num_bytes * times * threads

@@ -124,9 +124,12 @@ def plot(scaling: Mapping[str, Any]) -> Figure:
             ax.set_xscale("log", base=2)
             ax.set_yscale("log", base=2)
             ax.xaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_major_formatter("{x:.3g}")
+            ax.yaxis.set_major_formatter("{x:.4g}")
             ax.set_xlabel(f"{label} / smallest")
-            ax.legend(title="fitted exponent", fontsize=7.5, title_fontsize=7.5)
+            # Room above the lines, where the legend hides none of them.
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, high * (high / low) ** 0.4)
+            ax.legend(title="fitted exponent", loc="upper left", fontsize=7.5, title_fontsize=7.5)
         axes[0, 0].set_ylabel("time / that of the smallest")
         return figure
 
