@@ -212,6 +212,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_old(path: Path) -> dict[str, np.ndarray]:
     """Files from before PyTorch 1.6: pickles and then the numbers, one storage after another."""
+    longest = path.stat().st_size
     with path.open("rb") as file:
         if _unpickle(file)[0] != _MAGIC or _unpickle(file)[0] != _PROTOCOL:
             raise _RefusedError("is a pickle, but not one of torch.save")
@@ -227,8 +228,9 @@ def _read_old(path: Path) -> dict[str, np.ndarray]:
             storage, length = storages[key], file.read(8)
             if len(length) != 8 or struct.unpack("<q", length)[0] != storage.size:
                 raise _RefusedError(f"is damaged: storage {key} has not the length that its tensors need")
-            raw = file.read(storage.size * storage.dtype.itemsize)
-            if len(raw) != storage.size * storage.dtype.itemsize:
+            wanted = storage.size * storage.dtype.itemsize
+            raw = file.read(min(wanted, longest))
+            if len(raw) != wanted:
                 raise _RefusedError("is damaged: it ends too early")
             read[key] = np.frombuffer(raw, storage.dtype)
     return _arrays(found, lambda storage: read[storage.key])
