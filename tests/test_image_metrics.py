@@ -231,3 +231,15 @@ def test_images_are_rounded_as_in_files(rng: np.random.Generator) -> None:
     between = real + rng.uniform(-0.45, 0.45, real.shape).astype(np.float32) / 127.5
     np.testing.assert_array_equal(frechet.as_saved(between), real)
     assert np.abs(frechet.as_saved(rng.normal(size=(9,)) * 5)).max() <= 1.0
+
+
+def test_eigenvalues_find_what_is_no_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frechet, "_LARGE", 1)
+    with pytest.raises(ValueError, match="cov2 must be positive semidefinite"):
+        metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.diag([1.0, -1.0]))
+    # One that is zero on all directions of the first, and one without any direction.
+    for other in (np.diag([0.0, 4.0]), np.zeros((2, 2))):
+        expected = 1.0 + np.trace(other)
+        first = np.diag([1.0, 0.0])
+        assert metrics.frechet_distance(np.zeros(2), first, np.zeros(2), other) == pytest.approx(expected, rel=1e-12)
+        assert metrics.frechet_distance(np.zeros(2), other, np.zeros(2), first) == pytest.approx(expected, rel=1e-12)

@@ -19,7 +19,7 @@ from plural_jax.models.inception import FeatureExtractor, check_images
 
 #: Rows that are converted to float64 at once.
 _ROWS = 4096
-#: Singular values of matrices with more rows and columns than this are not computed one by one to the last digit.
+#: With more features than this, singular values are not computed to the last digit.
 _LARGE = 512
 #: What rounding in float32 may do to a covariance, in units of its largest eigenvalue.
 _ROUNDING = 1e-5
@@ -123,31 +123,36 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     if means[0].shape != means[1].shape:
         raise ValueError(f"mean2 must have shape {means[0].shape} as mean1 has, got {means[1].shape}.")
     covariances = [_matrix(cov1, "cov1", len(means[0])), _matrix(cov2, "cov2", len(means[0]))]
-    first, second = (_factor(c, name) for c, name in zip(covariances, ("cov1", "cov2"), strict=True))
-    root = _sum_of_singular_values(first.T @ second)
+    root = _trace_of_root(*covariances)
     traces = np.trace(covariances[0]) + np.trace(covariances[1])
     return max(0.0, float(np.sum((means[0] - means[1]) ** 2) + (traces - 2 * root)))
+
+
+def _trace_of_root(cov1: np.ndarray, cov2: np.ndarray) -> float:
+    first = _factor(cov1, "cov1")
+    if len(cov1) <= _LARGE:
+        product = first.T @ _factor(cov2, "cov2")
+        return float(np.linalg.svd(product, compute_uv=False).sum()) if product.size else 0.0
+    # The squares of these singular values: for the 2,048 features of Inception twice as fast, and right to seven digits. None is
+    # left out as noise here, because in float64 the squares of all small ones look like it.
+    squares = first.T @ cov2 @ first
+    values = np.linalg.eigvalsh((squares + squares.T) / 2) if squares.size else np.zeros(1)
+    _check_semidefinite(values, "cov2")
+    return float(np.sqrt(np.maximum(values, 0.0)).sum())
 
 
 def _factor(covariance: np.ndarray, name: str) -> np.ndarray:
     """F with `covariance = F F^T`, [f, rank]."""
     values, vectors = np.linalg.eigh(covariance)
-    if values[0] < -_ROUNDING * max(values[-1], 0.0):
-        raise ValueError(f"{name} must be positive semidefinite, got an eigenvalue of {values[0]:.6g}.")
+    _check_semidefinite(values, name)
     # Below this the eigenvalues are noise, and their roots would be large.
     kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
-def _sum_of_singular_values(matrix: np.ndarray) -> float:
-    if matrix.size == 0:
-        return 0.0
-    if min(matrix.shape) <= _LARGE:
-        return float(np.linalg.svd(matrix, compute_uv=False).sum())
-    # As roots of eigenvalues: for the 2,048 features of Inception several times as fast, and right to nine digits and more. The
-    # smaller of the two products has no eigenvalue that is zero for want of samples.
-    product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
-    return float(np.sqrt(np.maximum(np.linalg.eigvalsh(product), 0.0)).sum())
+def _check_semidefinite(values: np.ndarray, name: str) -> None:
+    if values[0] < -_ROUNDING * max(values[-1], 0.0):
+        raise ValueError(f"{name} must be positive semidefinite, got an eigenvalue of {values[0]:.6g}.")
 
 
 def classifier_frechet_distance(features: ArrayLike | Moments, reference: ArrayLike | Moments) -> float:
