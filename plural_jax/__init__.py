@@ -1,6 +1,6 @@
 """Simulate a generative model retrained, round after round, on its own samples curated by several preferences at once."""
 
-from plural_jax import curation, density, hosts, models, progress, retraining, rewards, theory
+from plural_jax import curation, data, density, hosts, metrics, models, progress, retraining, rewards, theory
 from plural_jax.grid import Grid
 from plural_jax.landscape import Landscape
 from plural_jax.process import Process, run
@@ -13,8 +13,10 @@ __all__ = [
     "Process",
     "__version__",
     "curation",
+    "data",
     "density",
     "hosts",
+    "metrics",
     "models",
     "progress",
     "retraining",

@@ -1,9 +1,42 @@
 """Models that are refit in every round: each is a `Model` of pure functions `init`, `sample`, `fit` and `log_prob`."""
 
+from plural_jax.models import classifiers
 from plural_jax.models.base import Model
 from plural_jax.models.clustering import KMeansResult, kmeans
 from plural_jax.models.counting import histogram
+from plural_jax.models.dense import dense_field
+from plural_jax.models.flow import Integrator, flow, integrate, log_density
+from plural_jax.models.flow_training import FlowTraining, pretraining
+from plural_jax.models.inception import find_inception, load_inception
 from plural_jax.models.maximization import EMResult, MixtureParams, em
 from plural_jax.models.mixture import gaussian_mixture
+from plural_jax.models.network import Network, load_params, num_params, save_params
+from plural_jax.models.unet import UNETS, UNetConfig, unet
 
-__all__ = ["EMResult", "KMeansResult", "MixtureParams", "Model", "em", "gaussian_mixture", "histogram", "kmeans"]
+__all__ = [
+    "UNETS",
+    "EMResult",
+    "FlowTraining",
+    "Integrator",
+    "KMeansResult",
+    "MixtureParams",
+    "Model",
+    "Network",
+    "UNetConfig",
+    "classifiers",
+    "dense_field",
+    "em",
+    "find_inception",
+    "flow",
+    "gaussian_mixture",
+    "histogram",
+    "integrate",
+    "kmeans",
+    "load_inception",
+    "load_params",
+    "log_density",
+    "num_params",
+    "pretraining",
+    "save_params",
+    "unet",
+]

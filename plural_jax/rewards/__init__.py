@@ -4,6 +4,7 @@ Any callable of that form is a reward. The ones here are pytrees of their parame
 `vmap`, and a change of a centre or a height never recompiles.
 """
 
+from plural_jax.rewards.classes import ClassProbability, class_probability
 from plural_jax.rewards.functions import (
     Bump,
     Items,
@@ -20,12 +21,14 @@ from plural_jax.rewards.host import HostReward
 
 __all__ = [
     "Bump",
+    "ClassProbability",
     "HostReward",
     "Items",
     "Plateau",
     "Quadratic",
     "Table",
     "bump",
+    "class_probability",
     "items",
     "plateau",
     "quadratic",

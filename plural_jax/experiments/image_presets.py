@@ -1,0 +1,79 @@
+"""Sizes of the image experiments: seconds on synthetic images, an hour or two on a laptop, a day on a large GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plural_jax.models import FlowTraining, Integrator
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that decides what an arm costs.
+
+    Attributes:
+        network: name of a U-Net preset.
+        dtype: in which the network computes.
+        pretraining_rounds: rounds of `pretraining` before the first arm; a checkpoint follows each.
+        pretraining: how one of these rounds trains.
+        refit: how a round of an arm refits the flow.
+        integrator: how samples are made.
+        batch_size: samples that are made or looked at together.
+        num_candidates: generated in a round.
+        num_curated: curated draws of a round.
+        num_steps: rounds of retraining.
+        synthetic: synthetic images instead of CIFAR-10.
+    """
+
+    network: str
+    pretraining_rounds: int
+    pretraining: FlowTraining
+    refit: FlowTraining
+    integrator: Integrator
+    batch_size: int
+    num_candidates: int
+    num_curated: int
+    num_steps: int
+    dtype: str = "float32"
+    synthetic: bool = False
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(
+        network="tiny",
+        pretraining_rounds=4,
+        pretraining=FlowTraining(num_steps=60, batch_size=32, learning_rate=4e-3, decay=240, average=0.95, flip=False),
+        refit=FlowTraining(num_steps=20, batch_size=32, learning_rate=2e-3, average=0.9, flip=False),
+        integrator=Integrator("euler", num_steps=6),
+        batch_size=64,
+        num_candidates=256,
+        num_curated=64,
+        num_steps=4,
+        synthetic=True,
+    ),
+    "cpu": Preset(
+        network="3M",
+        pretraining_rounds=40,
+        pretraining=FlowTraining(
+            num_steps=80, batch_size=128, learning_rate=1e-3, warm_up=100, decay=3200, average=0.995
+        ),
+        refit=FlowTraining(num_steps=64, batch_size=64, learning_rate=3e-4, warm_up=10, average=0.95),
+        integrator=Integrator("midpoint", num_steps=8),
+        batch_size=250,
+        num_candidates=1000,
+        num_curated=250,
+        num_steps=10,
+    ),
+    "paper": Preset(
+        network="paper",
+        pretraining_rounds=400,
+        pretraining=FlowTraining(num_steps=1000, batch_size=128, learning_rate=2e-4, warm_up=5000, average=0.9999),
+        refit=FlowTraining(num_steps=400, batch_size=128, learning_rate=1e-4, warm_up=50, average=0.99),
+        integrator=Integrator("dopri5", rtol=1e-5, atol=1e-5),
+        batch_size=1000,
+        num_candidates=50_000,
+        num_curated=2500,
+        num_steps=25,
+        dtype="bfloat16",
+    ),
+}

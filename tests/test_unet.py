@@ -1,0 +1,141 @@
+"""The U-Net and its convolutions, against XLA's own derivatives, finite differences and its stated symmetries."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import plural_jax as pj
+from plural_jax.models.convolution import _by_products, _by_rule, _by_xla, convolve
+from plural_jax.models.network import num_params
+
+SMALL = pj.models.UNetConfig(
+    size=8, image_channels=2, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2
+)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network and parameters without its zeros, so that every layer counts."""
+    network = pj.models.unet(SMALL)
+    params = network.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    return network, jax.tree.unflatten(tree, moved), jax.jit(network.apply)
+
+
+def test_convolution_is_the_sum_it_says(rng):
+    x, k = rng.normal(size=(2, 5, 6, 3)), rng.normal(size=(3, 3, 3, 4))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros((2, 5, 6, 4))
+    for a in range(3):
+        for b in range(3):
+            expected += padded[:, a : a + 5, b : b + 6] @ k[a, b]
+    np.testing.assert_allclose(convolve(jnp.asarray(x), jnp.asarray(k)), expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(convolve(jnp.asarray(x[:, :4]), jnp.asarray(k), 2).shape, (2, 2, 3, 4))
+    np.testing.assert_allclose(
+        convolve(jnp.asarray(x[:, :4]), jnp.asarray(k), 2), convolve(jnp.asarray(x[:, :4]), jnp.asarray(k))[:, ::2, ::2]
+    )
+
+
+def test_both_rules_of_the_derivative_agree(rng):
+    x, k = jnp.asarray(rng.normal(size=(2, 5, 6, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
+    dy = jnp.asarray(rng.normal(size=(2, 5, 6, 4)))
+    for ours, theirs in zip(_by_products(x, k, dy), _by_rule(x, k, dy), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(jax.vjp(convolve, x, k)[1](dy), jax.vjp(_by_xla, x, k)[1](dy), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_derivative_against_finite_differences(small, rng):
+    _, params, apply = small
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 2)), jnp.float32)
+    time = jnp.array([0.2, 0.9], jnp.float32)
+    direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+    loss = lambda p: jnp.mean(jnp.sin(apply(p, time, x, None)))  # noqa: E731
+    slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.vdot(g, d), jax.jit(jax.grad(loss))(params), direction)))
+    h = np.float32(1e-3)
+    there, back = (
+        jax.tree.map(lambda p, d, s=s: p + s * h * d, params, direction) for s in (np.float32(1), np.float32(-1))
+    )
+    np.testing.assert_allclose(slope, (loss(there) - loss(back)) / (2 * h), rtol=0.05, atol=2e-3)
+
+
+def test_images_do_not_mix(small, rng):
+    _, params, apply = small
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 2)), jnp.float32)
+    time = jnp.array([0.2, 0.9], jnp.float32)
+    both = apply(params, time, x, None)
+    swapped = apply(params, time[::-1], x[::-1], None)[::-1]
+    np.testing.assert_allclose(both, swapped, rtol=1e-4, atol=1e-5)
+    changed = apply(params, time.at[0].set(0.7), x, None)
+    assert not np.allclose(changed[0], both[0], atol=1e-3)
+    np.testing.assert_allclose(changed[1], both[1], rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_and_pixel_counts(small, rng):
+    _, params, apply = small
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 2)), jnp.float32)
+    time = jnp.array([0.2, 0.9], jnp.float32)
+    gradient, by_x = jax.jit(jax.grad(lambda p, x: jnp.sum(apply(p, time, x, None)[:, 3, 3] ** 2), argnums=(0, 1)))(
+        params, x
+    )
+    flat, _ = jax.tree_util.tree_flatten_with_path(gradient)
+    silent = [jax.tree_util.keystr(path) for path, g in flat if not jnp.any(g != 0)]
+    assert not silent
+    assert jnp.all(jnp.any(by_x != 0, axis=-1))  # attention and the coarse level see the whole image
+
+
+def test_dropout_needs_a_key(small, rng):
+    network, params, _ = small
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 2)), jnp.float32)
+    time = jnp.array([0.2, 0.9], jnp.float32)
+    with_key = jax.jit(lambda key: network.apply(params, time, x, key))
+    assert not np.allclose(with_key(jax.random.key(0)), with_key(jax.random.key(1)), atol=1e-4)
+    np.testing.assert_array_equal(with_key(jax.random.key(0)), with_key(jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("tiny", 1e4, 2e5), ("0.5M", 4e5, 7e5), ("3M", 2.5e6, 3.5e6), ("9M", 7e6, 1.1e7), ("paper", 3.4e7, 4e7)],
+)
+def test_presets_have_the_size_they_say(name, low, high):
+    network = pj.models.unet(name)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    assert low < num_params(params) < high, num_params(params)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    out = jax.eval_shape(network.apply, params, jax.ShapeDtypeStruct((2,), jnp.float32), x, None)
+    assert out.shape == x.shape and out.dtype == jnp.float32
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+
+
+def test_half_precision_is_close(rng):
+    full = pj.models.unet(SMALL)
+    half = pj.models.unet(pj.models.UNetConfig(**{**SMALL.__dict__, "dtype": "bfloat16"}))
+    params = jax.tree.map(lambda p: p + 0.05, full.init(jax.random.key(0)))
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 2)), jnp.float32)
+    time = jnp.array([0.2, 0.9], jnp.float32)
+    a, b = full.apply(params, time, x, None), half.apply(params, time, x, None)
+    assert b.dtype == jnp.float32
+    assert jnp.linalg.norm(a - b) < 0.05 * jnp.linalg.norm(a)
+    assert not jnp.array_equal(a, b)
+
+
+def test_equal_configurations_compile_once():
+    count = 0
+
+    @jax.jit
+    def apply(network, params, time, x):
+        nonlocal count
+        count += 1
+        return network.apply(params, time, x, None)
+
+    for _ in range(2):
+        network = pj.models.unet("tiny")
+        apply(
+            network, network.init(jax.random.key(0)), jnp.zeros(1, jnp.float32), jnp.zeros((1, 32, 32, 3), jnp.float32)
+        )
+    assert count == 1
