@@ -101,7 +101,7 @@ def test_a_contender_that_disagrees_is_found(float32: None) -> None:
 
 
 def test_retraining_peer_keeps_both_preferences() -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="compares with scikit-learn, which is not installed")
     variances = retraining.peers(1)
     assert variances.shape == (1, 2) and (variances > 5).all()
 

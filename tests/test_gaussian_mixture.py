@@ -33,9 +33,10 @@ def _fits(model, keys, params, samples, weights):
 
 @pytest.fixture
 def sklearn_mixture():
-    mixture = pytest.importorskip("sklearn.mixture")
+    mixture = pytest.importorskip("sklearn.mixture", reason="compares with scikit-learn, which is not installed")
+    threads = pytest.importorskip("threadpoolctl", reason="scikit-learn brings it")
     # More threads than one only slow such small fits down.
-    with pytest.importorskip("threadpoolctl").threadpool_limits(1), np.errstate(all="ignore"):
+    with threads.threadpool_limits(1), np.errstate(all="ignore"):
         yield mixture
 
 

@@ -212,7 +212,7 @@ def test_thousands_of_landscapes(rng, m, n, batch):
 
 
 def test_agrees_with_a_convex_solver(rng):
-    cp = pytest.importorskip("cvxpy")
+    cp = pytest.importorskip("cvxpy", reason="compares with CVXPY, which is not installed")
     cases = [random_case(rng, kind, m) for kind in ("quadratic", "bump", "table", "plane") for m in (2, 5)]
     succeeded = 0
     for case, limit in zip(cases, solve(cases), strict=True):

@@ -170,7 +170,7 @@ def test_small_variances_keep_their_digits():
 @pytest.mark.parametrize("m", range(1, 11))
 def test_layouts(rng, m, dtype):
     fitting = []
-    for n in [*range(1, 40), *rng.integers(40, 30_000, size=200)]:
+    for n in [*range(1, 40), 2048, *rng.integers(40, 30_000, size=200)]:
         layout = on_chip.Layout.of(int(n), m, dtype)
         size, threads = layout.cells * layout.vectors, 32 * layout.num_warps
         assert n <= size < max(n + layout.cells, 33)
