@@ -33,6 +33,9 @@ _PLAIN_CODE = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
+    # Compiled in one piece, not in several by as many threads, which is more work in all: every core has a process of its own.
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 )
 _own_cache: list[str] = []
 

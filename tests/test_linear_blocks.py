@@ -40,12 +40,12 @@ def run(rewards, phi, log_p, num_steps, every=1, eps=0.1):
 def step_by_step(rewards, phi, log_p, num_steps, every=1, eps=0.1):
     """The same from `step`, which knows no blocks."""
     process = pj.density.large_pool(pj.Landscape(rewards=rewards), phi, eps=eps)
-    state, infos = process.init(log_p), []
-    for t in range(num_steps):
-        state, info = process.step(None, state)
-        if (t + 1) % every == 0:
-            infos.append(info)
-    return state, jax.tree.map(lambda *x: jnp.stack(x), *infos)
+
+    def one(state, _):
+        return process.step(None, state)
+
+    state, infos = jax.lax.scan(one, process.init(log_p), length=num_steps)
+    return state, jax.tree.map(lambda x: x[every - 1 :: every], infos)
 
 
 jitted = jax.jit(run, static_argnums=(3, 4))
@@ -192,35 +192,6 @@ def test_the_chip_of_a_gpu_is_used_where_a_density_fits(rng, monkeypatch):
     assert on_the_chip == [30]
 
 
-@pytest.mark.parametrize("pool_size", [None, 6.5])
-def test_pieces_and_parts_change_nothing(rng, monkeypatch, pool_size):
-    """Many configurations are computed a piece at a time, and with several host devices their cells in parts."""
-    rewards = jnp.asarray(rng.normal(size=(3, 2, 26)) * 2)
-    log_p = jnp.asarray(np.log(rng.dirichlet(np.ones(26))))
-    phis = jnp.asarray(rng.dirichlet(np.ones(2), size=70))
-
-    def batch():
-        def one(r, f):
-            return run(r, f, log_p, 5, 5) if pool_size is None else run_pools(r, f, log_p, pool_size, 5, 5)
-
-        # A function of its own, so that nothing is remembered.
-        return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(rewards, phis)
-
-    monkeypatch.setattr(Tables, "fewest_cell_steps", 0)
-    whole = batch()
-    shapes = []
-    take = linear_blocks._run
-    monkeypatch.setattr(linear_blocks, "_run", lambda *a: shapes.append(a[-2].shape) or take(*a))
-    monkeypatch.setattr(linear_blocks, "_ENTRIES_AT_A_TIME", 26 * 32 * 2)
-    monkeypatch.setattr(linear_blocks, "_ENTRIES_OF_A_PART", 600)
-    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
-    jax.clear_caches()
-    parts = batch()
-    assert shapes[-1] == (1, 2, 35)  # two pieces of the columns, one landscape at a time
-    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
-
-
 def test_one_wild_configuration_does_not_spoil_the_others(rng):
     rewards, _, log_p = random_problem(rng, n=14, scale=40.0)
     phis = np.array([[0.0, 1.0], [1.0, 0.0], [0.3, 0.7], [1e-12, 1 - 1e-12]])
@@ -231,9 +202,10 @@ def test_one_wild_configuration_does_not_spoil_the_others(rng):
 
 def test_derivatives(rng):
     rewards, phi, log_p = (jnp.asarray(x) for x in random_problem(rng, m=3, n=7))
-    gradient = jax.grad(_number, (0, 1, 2))
-    got = gradient(rewards, phi, log_p)
-    for a, b in zip(got, jax.grad(lambda *x: _number(*x, step_by_step), (0, 1, 2))(rewards, phi, log_p), strict=True):
+    # Forwards and backwards as one program each.
+    got = jax.jit(jax.grad(_number.__wrapped__, (0, 1, 2)))(rewards, phi, log_p)
+    expected = jax.jit(jax.grad(lambda *x: _number.__wrapped__(*x, step_by_step), (0, 1, 2)))(rewards, phi, log_p)
+    for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
     for i, x in enumerate((rewards, phi, log_p)):
         direction = jnp.asarray(rng.normal(size=x.shape))
@@ -280,3 +252,33 @@ def test_sharded(rng):
     body = jax.vmap(lambda f: _number(rewards, f, log_p))
     sharded = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
     np.testing.assert_allclose(sharded(phis), [_number(rewards, f, log_p) for f in phis], rtol=1e-10)
+
+
+# At the end, because it makes JAX forget what the other tests compiled.
+@pytest.mark.parametrize("pool_size", [None, 6.5])
+def test_pieces_and_parts_change_nothing(rng, monkeypatch, pool_size):
+    """Many configurations are computed a piece at a time, and with several host devices their cells in parts."""
+    rewards = jnp.asarray(rng.normal(size=(3, 2, 26)) * 2)
+    log_p = jnp.asarray(np.log(rng.dirichlet(np.ones(26))))
+    phis = jnp.asarray(rng.dirichlet(np.ones(2), size=70))
+
+    def batch():
+        def one(r, f):
+            return run(r, f, log_p, 5, 5) if pool_size is None else run_pools(r, f, log_p, pool_size, 5, 5)
+
+        # A function of its own, so that nothing is remembered.
+        return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(rewards, phis)
+
+    monkeypatch.setattr(Tables, "fewest_cell_steps", 0)
+    whole = batch()
+    shapes = []
+    take = linear_blocks._run
+    monkeypatch.setattr(linear_blocks, "_run", lambda *a: shapes.append(a[-2].shape) or take(*a))
+    monkeypatch.setattr(linear_blocks, "_ENTRIES_AT_A_TIME", 26 * 32 * 2)
+    monkeypatch.setattr(linear_blocks, "_ENTRIES_OF_A_PART", 600)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    jax.clear_caches()
+    parts = batch()
+    assert shapes[-1] == (1, 2, 35)  # two pieces of the columns, one landscape at a time
+    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)

@@ -128,7 +128,7 @@ def test_same_on_one_device_four_devices_and_two_processes(start, tmp_path, on_o
 
 def test_one_of_two_processes_dies_and_the_same_command_computes_the_rest(start, tmp_path, on_one_device):
     store = tmp_path / "sweep.zarr"
-    survivor, victim = sweeping(start, store, 2, 2, pauses=(0, 3600), heartbeat=20)
+    survivor, victim = sweeping(start, store, 2, 2, pauses=(0, 3600), heartbeat=10)
     while not victim.stdout.readline().startswith("batch"):
         assert victim.poll() is None, victim.stderr.read()
     victim.send_signal(signal.SIGKILL)
