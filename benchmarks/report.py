@@ -25,6 +25,7 @@ PEERS = {
     "cvxpy": "pip install 'plural_jax[benchmark]'",
     "sklearn": "pip install 'plural_jax[benchmark]'",
     "torch": "pip install torch",
+    "torchcfm": "pip install torchcfm",
 }
 
 

@@ -26,6 +26,8 @@ commands:
   audit       which of the paper's assumptions and results hold for these preferences
   run NAME    run an experiment of the paper or of ours:
               {names}
+  train-classifier
+              train the classifier that gives rewards to images
   list        say what there is to run
 
 `plural-jax COMMAND --help` and `plural-jax run NAME --help` list all options.
@@ -96,12 +98,15 @@ def _dispatch(words: list[str]) -> int:
     if command in ("limit", "audit"):
         _answer(command, rest)
         return 0
+    if command == "train-classifier":
+        _train(rest)
+        return 0
     if command == "run":
         if not rest or rest[0] in ("-h", "--help"):
             _list()
             return 0 if rest else 2
         return _execute(experiments.get(rest[0]), rest[1:], f"plural-jax run {rest[0]}")
-    raise ValueError(f"unknown command {command!r}; choose one of sweep, limit, audit, run, list.")
+    raise ValueError(f"unknown command {command!r}; choose one of sweep, limit, audit, run, train-classifier, list.")
 
 
 def _list() -> None:
@@ -126,6 +131,16 @@ def _answer(command: str, words: list[str]) -> None:
     case = parse(question, prog=f"plural-jax {command}", args=words, description=question.__doc__)
     with jax.enable_x64(True):
         print(commands.answer(case), end="")
+
+
+def _train(words: list[str]) -> None:
+    """Train a classifier; all devices share each batch."""
+    from plural_jax import classifier_command
+
+    parse: Callable[..., Any] = tyro.cli
+    kind = classifier_command.TrainClassifier
+    command = parse(kind, prog="plural-jax train-classifier", args=words, description=kind.__doc__)
+    print(classifier_command.train(command), end="")
 
 
 def _execute(experiment: Any, words: list[str], program: str) -> int:

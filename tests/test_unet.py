@@ -41,13 +41,19 @@ def test_convolution_is_the_sum_it_says(rng):
     )
 
 
-def test_both_rules_of_the_derivative_agree(rng):
-    x, k = jnp.asarray(rng.normal(size=(2, 5, 6, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
-    dy = jnp.asarray(rng.normal(size=(2, 5, 6, 4)))
-    for ours, theirs in zip(_by_products(x, k, dy), _by_rule(x, k, dy), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
-    for ours, theirs in zip(jax.vjp(convolve, x, k)[1](dy), jax.vjp(_by_xla, x, k)[1](dy), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_both_rules_of_the_derivative_agree(rng, stride):
+    x, k = jnp.asarray(rng.normal(size=(2, 4, 6, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
+    dy = jnp.asarray(rng.normal(size=(2, 4 // stride, 6 // stride, 4)))
+    plain = lambda x, k: _by_xla(x, k, stride)  # noqa: E731
+    expected = jax.vjp(plain, x, k)[1](dy)
+    for rule in (
+        _by_products,
+        _by_rule,
+        lambda *given, stride: jax.vjp(lambda x, k: convolve(x, k, stride), x, k)[1](dy),
+    ):
+        for ours, theirs in zip(rule(x, k, dy, stride=stride), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_derivative_against_finite_differences(small, rng):

@@ -12,6 +12,7 @@ from plural_jax.experiments import (
     e7,
     e8,
     e9,
+    e9_images,
     e9_mixtures,
     phase,
     survival,
@@ -22,7 +23,23 @@ from plural_jax.experiments.base import Experiment, Run, execute
 #: Every experiment by the name that the command line uses.
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (c9, e1, e2, e3, e5, e5_mixtures, e6, e6_mixtures, e7, e8, e9, e9_mixtures, phase, survival)
+    for module in (
+        c9,
+        e1,
+        e2,
+        e3,
+        e5,
+        e5_mixtures,
+        e6,
+        e6_mixtures,
+        e7,
+        e8,
+        e9,
+        e9_images,
+        e9_mixtures,
+        phase,
+        survival,
+    )
 }
 #: The main job, a command of its own.
 SWEEP = sweep.EXPERIMENT

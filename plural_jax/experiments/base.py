@@ -143,4 +143,4 @@ def config_of(dataset: xr.Dataset) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2, default=str) + "\n")

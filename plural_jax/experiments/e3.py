@@ -7,6 +7,7 @@ share of an active preference's draws that the classifier takes for another clas
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -40,7 +41,8 @@ def run_named(name: str, config: Config, store: Path | None, progress: bool | Me
     shown = meter(progress)
     setup = images.prepare(config, shown)
     known = study(name, _plain(config))
-    attrs = labels.plain_attrs({**known, "classifier": setup.classifier, "num_images": len(setup.real)})
+    told = {"classifier": setup.classifier, "num_images": len(setup.real), "classes": list(CLASSES)}
+    attrs = labels.plain_attrs({**known, **told, "arms": list(arms)})
     found = []
     for arm_name, arm in arms.items():
         folder = None if store is None else Path(store).parent / "arms" / arm_name
@@ -58,7 +60,7 @@ def run_named(name: str, config: Config, store: Path | None, progress: bool | Me
             os.replace(partial, done)
             shutil.rmtree(folder, ignore_errors=True)  # its checkpoints are of no more use
         found.append(ds)
-    dataset = xr.concat(found, dim="arm", combine_attrs="override").assign_coords(arm=list(arms))
+    dataset = xr.concat(found, dim="arm", combine_attrs="override").assign_coords(arm=np.arange(len(arms)))
     if store is not None:
         shutil.rmtree(store, ignore_errors=True)
         dataset.to_zarr(store, consolidated=False)
@@ -118,15 +120,21 @@ def _arm(config: Config, setup: images.Setup, arm: image_arms.Arm, folder: Path 
     for name, share in theory._asdict().items():
         arrays[f"predicted_share_{name}"] = (("step", "class"), share.astype(np.float32))
     arrays["phi"] = (("preference",), np.asarray(arm.phi))
-    coords = {"step": np.arange(setup.preset.num_steps + 1), "class": list(CLASSES)}
+    coords = {"step": np.arange(setup.preset.num_steps + 1), "class": np.arange(len(CLASSES))}
     return xr.Dataset(arrays, coords=coords)
+
+
+def arms_of(ds: xr.Dataset) -> list[image_arms.Arm]:
+    """The arms of a dataset, in the order of its dimension."""
+    return [image_arms.get(name) for name in json.loads(ds.attrs["arms"])]
 
 
 def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
     """Table 1 after the last round beside the paper's, and leakage (E8)."""
     config, rows, leaks = config_of(ds), [], []
-    for name in ds.arm.values.tolist():
-        arm, last, first = image_arms.get(name), ds.sel(arm=name).isel(step=-1), ds.sel(arm=name).isel(step=0)
+    for number, arm in enumerate(arms_of(ds)):
+        at = ds.isel(arm=number)
+        last, first = at.isel(step=-1), at.isel(step=0)
         printed = arm.printed or (np.nan,) * 5
         rows.append(
             {
@@ -145,8 +153,8 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
             }
         )
         for i in np.flatnonzero(np.asarray(arm.phi)):
-            later = ds.sel(arm=name).leakage.isel(preference=i, step=slice(1, None))
-            share = ds.sel(arm=name).class_shares.isel({"class": i})
+            later = at.leakage.isel(preference=i, step=slice(1, None))
+            share = at.class_shares.isel({"class": i})
             leaks.append(
                 {
                     "arm": arm.title,
@@ -180,12 +188,12 @@ def plot(ds: xr.Dataset) -> dict[str, Figure]:
 
 
 def _figure4(ds: xr.Dataset) -> Figure:
-    config, names = config_of(ds), ds.arm.values.tolist()
-    colors = figures.sequence_colors(len(names))
+    config, arms = config_of(ds), arms_of(ds)
+    colors = figures.sequence_colors(len(arms))
     figure, axes = figures.panels(2, rows=2, width=4.6, height=3.2, sharex=True)
-    for name, color in zip(names, colors, strict=True):
-        at, title = ds.sel(arm=name), image_arms.get(name).title
-        axes[0, 0].plot(ds.step, at.class_entropy, color=color, label=title)
+    for number, (arm, color) in enumerate(zip(arms, colors, strict=True)):
+        at = ds.isel(arm=number)
+        axes[0, 0].plot(ds.step, at.class_entropy, color=color, label=arm.title)
         axes[0, 1].plot(ds.step, image_theory.entropy(at.predicted_share_samples), color=color)
         axes[0, 1].plot(ds.step, image_theory.entropy(at.predicted_share_classes), color=color, ls=":", lw=1)
         axes[1, 0].plot(ds.step, at.classifier_frechet, color=color)
@@ -212,18 +220,21 @@ def _figure4(ds: xr.Dataset) -> Figure:
 
 def _samples(ds: xr.Dataset) -> Figure:
     """The same noise, by round (rows within an arm)."""
-    config, names = config_of(ds), ds.arm.values.tolist()
+    config, arms = config_of(ds), arms_of(ds)
     last = ds.sizes["step"] - 1
     rounds = sorted({0, last // 2, last})
     columns = min(ds.sizes["image"], 12)
-    figure, axes = figures.panels(1, rows=len(names), width=0.62 * columns, height=0.62 * len(rounds) + 0.25)
-    for ax, name in zip(axes[:, 0], names, strict=True):
-        shown = ds.shown.sel(arm=name).isel(step=rounds, image=slice(0, columns)).values.astype(np.uint8)
+    figure, axes = figures.panels(1, rows=len(arms), width=0.62 * columns, height=0.62 * len(rounds) + 0.25)
+    for number, (ax, arm) in enumerate(zip(axes[:, 0], arms, strict=True)):
+        shown = ds.shown.isel(arm=number, step=rounds, image=slice(0, columns)).values.astype(np.uint8)
         framed = np.pad(shown, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-        ax.imshow(framed.transpose(0, 2, 1, 3, 4).reshape(34 * len(rounds), 34 * columns, 3), interpolation="nearest")
-        ax.set_title(image_arms.get(name).title, loc="left")
+        size = framed.shape[2]
+        ax.imshow(
+            framed.transpose(0, 2, 1, 3, 4).reshape(size * len(rounds), size * columns, 3), interpolation="nearest"
+        )
+        ax.set_title(arm.title, loc="left")
         ax.set_xticks([])
-        ax.set_yticks(17 + 34 * np.arange(len(rounds)), [f"round {t}" for t in rounds], fontsize=7)
+        ax.set_yticks(size * (0.5 + np.arange(len(rounds))), [f"round {t}" for t in rounds], fontsize=7)
         ax.grid(False)
         ax.tick_params(length=0)
         for side in ax.spines.values():

@@ -22,7 +22,7 @@ class Preset:
         num_candidates: generated in a round.
         num_curated: curated draws of a round.
         num_steps: rounds of retraining.
-        synthetic: synthetic images instead of CIFAR-10.
+        synthetic: height and width of synthetic images, in place of CIFAR-10.
     """
 
     network: str
@@ -35,27 +35,27 @@ class Preset:
     num_curated: int
     num_steps: int
     dtype: str = "float32"
-    synthetic: bool = False
+    synthetic: int | None = None
 
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         network="tiny",
         pretraining_rounds=4,
-        pretraining=FlowTraining(num_steps=60, batch_size=32, learning_rate=4e-3, decay=240, average=0.95, flip=False),
-        refit=FlowTraining(num_steps=20, batch_size=32, learning_rate=2e-3, average=0.9, flip=False),
-        integrator=Integrator("euler", num_steps=6),
+        pretraining=FlowTraining(num_steps=160, batch_size=64, learning_rate=4e-3, decay=640, average=0.95, flip=False),
+        refit=FlowTraining(num_steps=64, batch_size=32, learning_rate=1e-3, warm_up=16, average=0.9, flip=False),
+        integrator=Integrator("euler", num_steps=8),
         batch_size=64,
         num_candidates=256,
         num_curated=64,
         num_steps=4,
-        synthetic=True,
+        synthetic=8,
     ),
     "cpu": Preset(
         network="3M",
-        pretraining_rounds=40,
+        pretraining_rounds=30,
         pretraining=FlowTraining(
-            num_steps=80, batch_size=128, learning_rate=1e-3, warm_up=100, decay=3200, average=0.995
+            num_steps=80, batch_size=128, learning_rate=1e-3, warm_up=100, decay=2400, average=0.995
         ),
         refit=FlowTraining(num_steps=64, batch_size=64, learning_rate=3e-4, warm_up=10, average=0.95),
         integrator=Integrator("midpoint", num_steps=8),
@@ -66,7 +66,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "paper": Preset(
         network="paper",
-        pretraining_rounds=400,
+        pretraining_rounds=300,
         pretraining=FlowTraining(num_steps=1000, batch_size=128, learning_rate=2e-4, warm_up=5000, average=0.9999),
         refit=FlowTraining(num_steps=400, batch_size=128, learning_rate=1e-4, warm_up=50, average=0.99),
         integrator=Integrator("dopri5", rtol=1e-5, atol=1e-5),

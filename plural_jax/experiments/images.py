@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType, Mesh
 from jax.tree_util import Partial
 
 from plural_jax import Process, data, metrics, models, retraining, rewards, run
@@ -101,7 +102,23 @@ def sized(config: Config) -> Preset:
 
 def network_of(preset: Preset) -> models.Network:
     """The preset's velocity field, in the type that it computes in."""
-    return models.unet(dataclasses.replace(models.UNETS[preset.network], dtype=preset.dtype))
+    config = dataclasses.replace(models.UNETS[preset.network], dtype=preset.dtype)
+    return models.unet(config if preset.synthetic is None else dataclasses.replace(config, size=preset.synthetic))
+
+
+def mesh_of(preset: Preset) -> Mesh | None:
+    """All local GPUs or TPUs as one axis that shares every batch; None where there is one, or where they do not divide it.
+
+    Host devices are left alone: they are faster together, but run on one pool of threads, in which a sum over devices inside a
+    loop can wait for ever for the other device's turn.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return None
+    sizes = (preset.pretraining.batch_size, preset.refit.batch_size, preset.batch_size)
+    if len(devices) == 1 or any(size % len(devices) for size in sizes):
+        return None
+    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def look_at(look: Any, images: Array, batch_size: int) -> tuple[Array, Array]:
@@ -121,14 +138,14 @@ def look_at(look: Any, images: Array, batch_size: int) -> tuple[Array, Array]:
 def prepare(config: Config, meter: Meter) -> Setup:
     """Load the data and the classifier, and pretrain the flow or take it from the cache."""
     preset = sized(config)
-    if preset.synthetic:
-        real, _ = synthetic(2000, config.seed)
+    if preset.synthetic is not None:
+        real, _ = synthetic(2000, preset.synthetic, config.seed)
         look, name = Partial(_ByColor()), "nearest color"
     else:
         real = data.cifar10(config.data, split="train").images
         found = find_classifier(config.classifier)
         look, name = Partial(_by_classifier, dataclasses.replace(found, batch_size=None)), found.name
-    weights = None if preset.synthetic else models.find_inception(config.inception)
+    weights = None if preset.synthetic is not None else models.find_inception(config.inception)
     network = network_of(preset)
     params = pretrained(network, preset, real, config, meter)
     logits, features = jax.jit(look_at, static_argnums=2)(look, jnp.asarray(real), preset.batch_size)
@@ -180,7 +197,7 @@ def pretrained(network: models.Network, preset: Preset, real: np.ndarray, config
     folder = Path(config.cache or data.cache_folder() / "flows") / f"{preset.network}-{name}"
     if (folder / "params.npz").exists():
         return models.load_params(folder / "params.npz", network)
-    process = models.pretraining(network, preset.pretraining, real)
+    process = models.pretraining(network, preset.pretraining, real, mesh=mesh_of(preset))
     start, going = jax.random.split(jax.random.key(config.seed))
     final, trace = run(
         process,
@@ -206,6 +223,7 @@ def process_of(config: Config, setup: Setup, arm: image_arms.Arm) -> Process:
         integrator=preset.integrator,
         batch_size=preset.batch_size,
         bounds=(-1.0, 1.0),
+        mesh=mesh_of(preset),
     )
     look = Partial(_InBatches(preset.batch_size), setup.look)
     options: dict[str, Any] = {}
@@ -334,7 +352,8 @@ class _ByColor:
 
     def __call__(self, images: Array) -> tuple[Array, Array]:
         n = images.shape[0]
-        quarters = images.reshape(n, 2, 16, 2, 16, 3).mean((2, 4))
+        half = images.shape[1] // 2
+        quarters = images.reshape(n, 2, half, 2, half, 3).mean((2, 4))
         mean = quarters.mean((1, 2))
         square = jnp.sum((mean[:, None] - jnp.asarray(_colors(), images.dtype)) ** 2, -1)
         return -8 * square, quarters.reshape(n, 12)
@@ -346,12 +365,12 @@ def _colors() -> np.ndarray:
     return np.concatenate([corners, [[0.0, 0.0, 0.0], [0.7, 0.0, 0.0]]])
 
 
-def synthetic(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def synthetic(num: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images of ten classes that a small network learns in seconds: a color with a gradient and noise, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, num)
-    slope = np.linspace(-0.2, 0.2, 32)[:, None] * rng.normal(size=(num, 1, 1))
-    noisy = _colors()[labels][:, None, None] + slope[..., None] + 0.08 * rng.normal(size=(num, 32, 32, 3))
+    slope = np.linspace(-0.2, 0.2, size)[:, None] * rng.normal(size=(num, 1, 1))
+    noisy = _colors()[labels][:, None, None] + slope[..., None] + 0.08 * rng.normal(size=(num, size, size, 3))
     return np.clip(np.round((noisy + 1) * 127.5), 0, 255).astype(np.uint8), labels.astype(np.uint8)
 
 

@@ -3,8 +3,9 @@
     y[n, h, w, o] = sum_{a, b, c} x[n, h + a - 1, w + b - 1, c] k[a, b, c, o],    zeros outside the image
 
 XLA's CPU backend computes this sum as a matrix product of image patches, and so the gradient by `x`, which is the same sum with
-the kernel turned around and its channels exchanged. The gradient by `k`, however, it treats as a convolution whose window is the
-whole image, one multiply-add after another. It is nine matrix products,
+the kernel turned around and its channels exchanged. The gradient by `k`, however, is a convolution whose window is the whole
+image: inside a loop, where training steps are, XLA computes it one multiply-add after another, many times slower. It is nine
+products,
 
     dk[a, b] = sum_{n, h, w} x[n, h + a - 1, w + b - 1]^T dy[n, h, w],
 
@@ -12,6 +13,8 @@ and they are what is computed here on CPUs. Elsewhere XLA's own rule is used, wh
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,44 +43,49 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
          [1. 1. 1. 0.]
          [0. 0. 0. 0.]]
     """
-    if stride == 1:
-        return _same(x, kernel)
+    return _convolve(x, kernel, stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+    return _by_xla(x, kernel, stride)
+
+
+def _by_xla(x: Array, kernel: Array, stride: int) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=_DIMENSIONS)
 
 
-@jax.custom_vjp
-def _same(x: Array, kernel: Array) -> Array:
-    return _by_xla(x, kernel)
+def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _by_xla(x, kernel, stride), (x, kernel)
 
 
-def _by_xla(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_DIMENSIONS)
+def _backward(stride: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    return jax.lax.platform_dependent(
+        *saved,
+        dy,
+        cpu=functools.partial(_by_products, stride=stride),
+        default=functools.partial(_by_rule, stride=stride),
+    )
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _by_xla(x, kernel), (x, kernel)
+def _by_rule(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
+    return jax.vjp(lambda x, kernel: _by_xla(x, kernel, stride), x, kernel)[1](dy)
 
 
-def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    return jax.lax.platform_dependent(*saved, dy, cpu=_by_products, default=_by_rule)
-
-
-def _by_rule(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-    return jax.vjp(_by_xla, x, kernel)[1](dy)
-
-
-def _by_products(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+def _by_products(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = dy.reshape(-1, dy.shape[-1])
 
     def corner(a: int, b: int) -> Array:
-        shifted = padded[:, a : a + height, b : b + width].reshape(-1, x.shape[-1])
-        return jax.lax.dot_general(shifted, rows, (((0,), (0,)), ((), ())))
+        seen = padded[:, a : a + height : stride, b : b + width : stride].reshape(-1, x.shape[-1])
+        return jax.lax.dot_general(seen, rows, (((0,), (0,)), ((), ())))
 
     dkernel = jnp.stack([jnp.stack([corner(a, b) for b in range(3)]) for a in range(3)])
-    return _by_xla(dy, turned), dkernel
+    # With zeros between its pixels, dy of a coarse image is that of a fine one.
+    apart = (0, stride - 1, stride - 1)
+    fine = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), apart, apart, (0, 0, 0)))
+    return _by_xla(fine, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), 1), dkernel
 
 
-_same.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)

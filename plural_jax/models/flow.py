@@ -243,15 +243,16 @@ def _solve(velocity: Any, start: Any, params: Any, integrator: Integrator, begin
     else:
         controller = diffrax.ConstantStepSize()
         step, most = (end - begin) / integrator.num_steps, integrator.num_steps + 1
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        getattr(diffrax, _SOLVERS[integrator.solver])(),
-        begin,
-        end,
-        step,
-        start,
-        params,
-        stepsize_controller=controller,
-        max_steps=most,
-    )
+    with jax.numpy_dtype_promotion("standard"):  # diffrax mixes types, which a user of strict promotion need not know
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(velocity),
+            getattr(diffrax, _SOLVERS[integrator.solver])(),
+            jnp.float32(begin),
+            jnp.float32(end),
+            None if step is None else jnp.float32(step),
+            start,
+            params,
+            stepsize_controller=controller,
+            max_steps=most,
+        )
     return jax.tree.map(lambda x: x[0], solution.ys)

@@ -41,7 +41,8 @@ def couple(noise: Array, samples: Array) -> Array:
     columns = samples.reshape(samples.shape[0], -1)
     # Squared norms are the same for every permutation, so only the products count.
     cost = -jnp.matmul(columns, rows.T, precision=jax.lax.Precision.HIGHEST)
-    of_sample, of_noise = optax.assignment.hungarian_algorithm(cost)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which a user of strict promotion need not know
+        of_sample, of_noise = optax.assignment.hungarian_algorithm(cost)
     return jnp.zeros(noise.shape[0], jnp.int32).at[of_sample].set(of_noise.astype(jnp.int32))
 
 

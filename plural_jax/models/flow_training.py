@@ -138,11 +138,8 @@ def train(
     chosen = _batches(choosing, training, samples.shape[0], weights).reshape(groups, length, training.batch_size)
     optimizer = _optimizer(training)
 
-    def shared(x: Array, leading: int = 0) -> Array:
-        if mesh is None:
-            return x
-        spec = PartitionSpec(*[None] * leading, "batch")
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    def placed(x: Array, *spec: str | None) -> Array:
+        return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
     def group(state: TrainingState, given: tuple[Array, Array]) -> tuple[TrainingState, tuple[Array, Array]]:
         indices, number = given
@@ -153,9 +150,11 @@ def train(
             x = jnp.where(mirrored, x[:, :, :, ::-1], x)
         noise = jax.random.normal(keys[1], x.shape, x.dtype)
         if training.coupling == "exact":
-            noise = jnp.take_along_axis(noise, couple_many(noise, x).reshape(*indices.shape, *[1] * (x.ndim - 2)), 1)
+            # Whole on every device: shared out, each of the assignment's tiny steps would wait for all devices.
+            order = placed(couple_many(placed(noise), placed(x)))
+            noise = jnp.take_along_axis(noise, order.reshape(*indices.shape, *[1] * (x.ndim - 2)), 1)
         time = jax.random.uniform(keys[2], indices.shape, jnp.float32)
-        x, noise, time = shared(x, 1), shared(noise, 1), shared(time, 1)
+        x, noise, time = (placed(y, None, "batch") for y in (x, noise, time))
 
         def one(state: TrainingState, batch: tuple[Array, ...]) -> tuple[TrainingState, tuple[Array, Array]]:
             x, noise, time, dropping = batch
@@ -164,12 +163,15 @@ def train(
                 return matching_loss(lambda t, y: network.apply(params, t, y, dropping), noise, x, time)
 
             value, gradient = jax.value_and_grad(loss)(state.params)
-            updates, memory = optimizer.update(gradient, state.optimizer, state.params)
+            with jax.numpy_dtype_promotion(
+                "standard"
+            ):  # optax mixes types, which a user of strict promotion need not know
+                updates, memory = optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
             s = state.step.astype(jnp.float32)
             keep = jnp.minimum(jnp.asarray(training.average), (1 + s) / (10 + s))
             average = jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), state.average, params)
-            return TrainingState(params, average, memory, state.step + 1), (value, optax.global_norm(gradient))
+            return TrainingState(params, average, memory, state.step + 1), (value, optax.tree.norm(gradient))
 
         return jax.lax.scan(one, state, (x, noise, time, jax.random.split(keys[3], length)))
 

@@ -72,7 +72,7 @@ class UNetConfig:
 
 #: Presets by name. "paper" has the layout that OT-CFM papers use for CIFAR-10; the others are for less time.
 UNETS: dict[str, UNetConfig] = {
-    "tiny": UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(), heads=1, dropout=0.0, patch=4),
+    "tiny": UNetConfig(channels=24, multipliers=(1,), blocks=1, attention=(), heads=1, dropout=0.0, patch=2),
     "0.5M": UNetConfig(channels=28, multipliers=(1, 2), blocks=1, attention=(8,), heads=2, dropout=0.0, patch=4),
     "3M": UNetConfig(channels=64, multipliers=(1, 2), blocks=1, attention=(8,), heads=2, dropout=0.0, patch=4),
     "9M": UNetConfig(channels=72, multipliers=(1, 2, 2), blocks=2, attention=(16, 8), heads=4, dropout=0.1),
@@ -166,7 +166,8 @@ class _Attention(nnx.Module):
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
         parts = self.inside(self.norm(x)).reshape(n, height * width, 3, self.heads, channels // self.heads)
-        mixed = jax.nn.dot_product_attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2])
+        with jax.numpy_dtype_promotion("standard"):  # in half precision it mixes types, which is its own matter
+            mixed = jax.nn.dot_product_attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2])
         return x + self.outside(mixed.reshape(x.shape))
 
 

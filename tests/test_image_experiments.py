@@ -1,0 +1,181 @@
+"""E3 and E9 on synthetic images: folders, an interrupted run, and the predictions beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+import xarray as xr
+
+from plural_jax.data import CLASSES
+from plural_jax.experiments import e3, image_arms, image_theory, images
+from plural_jax.process import NoMeter
+
+SMALL = {"preset": "tiny", "arms": ("single", "two"), "num_steps": 3}
+
+
+def command(out, cache):
+    """E3 at its smallest; the code that users run, since plain code would take longer to run than this takes to compile."""
+    words = [
+        "run",
+        "e3",
+        "--preset",
+        "tiny",
+        "--arms",
+        "single",
+        "two",
+        "--num-steps",
+        "3",
+        "--cache",
+        str(cache),
+        "--out",
+        str(out),
+    ]
+    options = ["--devices", "1", "--no-show", "--no-progress"]
+    return [sys.executable, "-m", "plural_jax.cli", *words, *options], {**os.environ, "XLA_FLAGS": ""}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+class Finished(NamedTuple):
+    """A run's folder and its dataset."""
+
+    folder: Path
+    dataset: xr.Dataset
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """A run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "e3"
+    words, environment = command(out, cache)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-800:]
+    return Finished(out, xr.open_zarr(out / "dataset.zarr", consolidated=False).load())
+
+
+@pytest.mark.slow  # a minute; `tests/test_checkpoints.py` kills shorter runs of the same loop
+def test_a_killed_run_has_the_numbers_of_an_unbroken_one(finished, tmp_path, cache):
+    """SIGKILL in the rounds of the first arm; the same command with --resume."""
+    out = tmp_path / "e3"
+    words, environment = command(out, cache)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    rounds = out / "arms" / "single" / "rounds"
+    deadline = time.monotonic() + 300
+    while not (rounds.exists() and any(p.name.isdigit() for p in rounds.iterdir())):
+        assert process.poll() is None, process.stderr.read().decode()[-500:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "dataset.zarr").exists()
+    done = subprocess.run([*words, "--resume"], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-800:]
+    resumed = xr.open_zarr(out / "dataset.zarr", consolidated=False).load()
+    xr.testing.assert_identical(resumed, finished.dataset)
+
+
+def test_a_run_leaves_a_complete_folder(finished):
+    files = {path.name for path in finished.folder.iterdir()}
+    assert files == {
+        "dataset.zarr", "config.json", "versions.json", "table.txt", "table1.csv", "leakage.csv",
+        "figure4.png", "figure4.pdf", "samples.png", "samples.pdf", "arms",
+    }  # fmt: skip
+    assert json.loads((finished.folder / "config.json").read_text())["num_steps"] is not None
+    text = (finished.folder / "table.txt").read_text()
+    assert "FID not computed" in text and "nearest color" in text
+    for name in ("figure4", "samples"):
+        assert matplotlib.image.imread(finished.folder / f"{name}.png")[..., :3].std() > 0.02
+
+
+def test_rounds_are_what_they_say(finished):
+    ds = finished.dataset
+    assert ds.sizes["step"] == 4 and json.loads(ds.attrs["classes"]) == list(CLASSES)
+    np.testing.assert_allclose(ds.class_shares.sum("class"), 1, rtol=1e-5)
+    np.testing.assert_allclose(ds.class_entropy, image_theory.entropy(ds.class_shares), atol=1e-5)
+    np.testing.assert_allclose(ds.class_entropy + ds.kl_to_uniform, np.log(10), rtol=1e-5)
+    assert np.isnan(ds.fid).all()  # there are no Inception weights
+    assert (ds.classifier_frechet > 0).all() and (ds.feature_variance > 0).all()
+    # Before the first round nothing was drawn, and both arms hold the same images.
+    assert np.isnan(ds.drawn.isel(step=0)).all()
+    np.testing.assert_array_equal(ds.shown.isel(arm=0, step=0), ds.shown.isel(arm=1, step=0))
+    # Preferences without weight are never active, and the others share the draws.
+    drawn = ds.drawn.isel(step=slice(1, None))
+    assert (drawn.isel(arm=0).isel(preference=0) == 1).all()
+    assert (drawn.isel(arm=1).isel(preference=slice(2, None)) == 0).all()
+    assert (abs(drawn.isel(arm=1).isel(preference=0) - 0.5) < 0.25).all()
+
+
+def test_curation_moves_the_flow(finished):
+    """The single preference's class and reward rise; under two both do."""
+    ds = finished.dataset
+    start, end = ds.isel(step=0), ds.isel(step=-1)
+    assert float(end.class_shares.isel(arm=0)[0]) > float(start.class_shares.isel(arm=0)[0]) + 0.1
+    assert float(end.reward_mean.isel(arm=0)[0]) > float(start.reward_mean.isel(arm=0)[0]) + 0.5
+    both = end.class_shares.isel(arm=1)[:2] - start.class_shares.isel(arm=1)[:2]
+    assert (both > 0.03).all()
+    # The prediction rises too, and faster: the exact density is refit exactly.
+    assert float(end.predicted_share_samples.isel(arm=0)[0]) > 0.6
+
+
+def test_prediction_against_a_hand_made_round(rng):
+    """K = 2, one preference, three images: P(win) pairwise, and classes by their mean rewards."""
+    probabilities = rng.dirichlet(np.ones(3), size=4)
+    gamma = 3.0
+    found = image_theory.predict(probabilities, np.array([1.0, 0.0]), gamma, 1.0, 2, 1)
+    reward = np.exp(gamma * probabilities[:, 0])
+    p = np.full(4, 0.25)
+    after = p * 2 * (p[None, :] * reward[:, None] / (reward[:, None] + reward[None, :])).sum(1)
+    predicted = probabilities.argmax(1)
+    np.testing.assert_allclose(found.samples[0], np.bincount(predicted, minlength=3) / 4, atol=1e-12)
+    np.testing.assert_allclose(found.samples[1], np.bincount(predicted, after, minlength=3), rtol=1e-8)
+    members = [probabilities[predicted == c, 0].mean() if (predicted == c).any() else 0.0 for c in range(3)]
+    share = np.bincount(predicted, minlength=3) / 4
+    reward = np.exp(gamma * np.array(members))
+    expected = share * 2 * (share[None, :] * reward[:, None] / (reward[:, None] + reward[None, :])).sum(1)
+    np.testing.assert_allclose(found.classes[1], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_table_1_has_the_papers_rows():
+    """Entropy and KL to the uniform distribution of ten classes add up to ln 10 in every printed row."""
+    assert len(image_arms.TABLE_1) == 9
+    for arm in image_arms.TABLE_1.values():
+        assert sum(arm.phi) == pytest.approx(1)
+        assert arm.printed[1] + arm.printed[2] == pytest.approx(np.log(10), abs=2e-3)
+
+
+def test_baselines_are_processes(finished, cache):
+    """Every baseline of E9 makes a state of the same images; their rounds are tested with the loop itself."""
+    config = e3.Config(**SMALL, cache=cache)
+    setup = images.prepare(config, NoMeter())  # the flow comes from the cache
+    for name in image_arms.BASELINES:
+        process = images.process_of(config, setup, image_arms.get(name))
+        state = jax.eval_shape(process.init, jax.random.key(0))
+        state, info = jax.eval_shape(process.step, jax.random.key(1), state)
+        assert state.candidates.shape == (256, 8, 8, 3) and info.measured.class_shares.shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"arms": ("seven",)}, "arms must be among two, three"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"preset": "cpu", "classifier": "nowhere.npz", "data": "/nonexistent"}, "path"),
+    ],
+)
+def test_refusals(options, says):
+    with pytest.raises((ValueError, OSError), match=says):
+        e3.run(e3.Config(**{**SMALL, **options}))
