@@ -13,6 +13,7 @@ class Preset:
 
     Attributes:
         network: name of a U-Net preset.
+        coarse: height and width of the images that the flow models, their lowest frequencies; None for all of them.
         dtype: in which the network computes.
         pretraining_rounds: rounds of `pretraining` before the first arm; a checkpoint follows each.
         pretraining: how one of these rounds trains.
@@ -34,6 +35,7 @@ class Preset:
     num_candidates: int
     num_curated: int
     num_steps: int
+    coarse: int | None = None
     dtype: str = "float32"
     synthetic: int | None = None
 

@@ -103,7 +103,13 @@ def sized(config: Config) -> Preset:
 def network_of(preset: Preset) -> models.Network:
     """The preset's velocity field, in the type that it computes in."""
     config = dataclasses.replace(models.UNETS[preset.network], dtype=preset.dtype)
-    return models.unet(config if preset.synthetic is None else dataclasses.replace(config, size=preset.synthetic))
+    size = preset.coarse or preset.synthetic
+    return models.unet(config if size is None else dataclasses.replace(config, size=size))
+
+
+def codec_of(preset: Preset) -> models.Codec | None:
+    """What lies between CIFAR-10's images and those that the flow models."""
+    return None if preset.coarse is None else models.band_limited(32, preset.coarse)
 
 
 def mesh_of(preset: Preset) -> Mesh | None:
@@ -188,6 +194,7 @@ def pretrained(network: models.Network, preset: Preset, real: np.ndarray, config
         [
             dataclasses.asdict(models.UNETS[preset.network]),
             preset.dtype,
+            preset.coarse,
             preset.pretraining_rounds,
             {f.name: _plain(getattr(preset.pretraining, f.name)) for f in dataclasses.fields(preset.pretraining)},
             config.seed,
@@ -197,7 +204,9 @@ def pretrained(network: models.Network, preset: Preset, real: np.ndarray, config
     folder = Path(config.cache or data.cache_folder() / "flows") / f"{preset.network}-{name}"
     if (folder / "params.npz").exists():
         return models.load_params(folder / "params.npz", network)
-    process = models.pretraining(network, preset.pretraining, real, mesh=mesh_of(preset))
+    codec = codec_of(preset)
+    samples = real if codec is None else jax.jit(lambda x: codec.encode(data.to_signed(x)))(real)
+    process = models.pretraining(network, preset.pretraining, samples, mesh=mesh_of(preset))
     start, going = jax.random.split(jax.random.key(config.seed))
     final, trace = run(
         process,
@@ -223,6 +232,7 @@ def process_of(config: Config, setup: Setup, arm: image_arms.Arm) -> Process:
         integrator=preset.integrator,
         batch_size=preset.batch_size,
         bounds=(-1.0, 1.0),
+        codec=codec_of(preset),
         mesh=mesh_of(preset),
     )
     look = Partial(_InBatches(preset.batch_size), setup.look)

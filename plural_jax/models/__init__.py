@@ -3,6 +3,7 @@
 from plural_jax.models import classifiers
 from plural_jax.models.base import Model
 from plural_jax.models.clustering import KMeansResult, kmeans
+from plural_jax.models.codec import Codec, band_limited
 from plural_jax.models.counting import histogram
 from plural_jax.models.dense import dense_field
 from plural_jax.models.flow import Integrator, flow, integrate, log_density
@@ -15,6 +16,7 @@ from plural_jax.models.unet import UNETS, UNetConfig, unet
 
 __all__ = [
     "UNETS",
+    "Codec",
     "EMResult",
     "FlowTraining",
     "Integrator",
@@ -23,6 +25,7 @@ __all__ = [
     "Model",
     "Network",
     "UNetConfig",
+    "band_limited",
     "classifiers",
     "dense_field",
     "em",

@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 
 from plural_jax import _validate
 from plural_jax.models.base import Model
+from plural_jax.models.codec import Codec
 from plural_jax.models.flow_training import FlowTraining, check_mesh, start_training, train
 from plural_jax.models.network import Network
 
@@ -68,6 +69,7 @@ def flow(
     integrator: Integrator | None = None,
     batch_size: int = 500,
     bounds: tuple[float, float] | None = None,
+    codec: Codec | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
     """A flow that is refit, from where it is, by OT-CFM.
@@ -80,6 +82,7 @@ def flow(
         integrator: default: Dopri5 with tolerances of 1e-4.
         batch_size: samples that are integrated together.
         bounds: (low, high) that samples are clipped to, (-1, 1) for images; default: none.
+        codec: what lies between samples and what the network works on, such as `pj.models.band_limited(32, 16)`; default: nothing.
         mesh: devices that share every batch, of samples and of training, along an axis "batch".
 
     Returns:
@@ -112,8 +115,8 @@ def flow(
     settings = _Sampling(integrator or Integrator(), batch_size, bounds, mesh)
     return Model(
         init=Partial(_start, network, pretrained),
-        sample=Partial(_Sample(settings), network),
-        fit=Partial(_Fit(settings), network, training),
+        sample=Partial(_Sample(settings), network, codec),
+        fit=Partial(_Fit(settings), network, codec, training),
     )
 
 
@@ -135,7 +138,7 @@ def _start(network: Network, pretrained: Any, key: Array) -> Any:
 class _Sample:
     settings: _Sampling
 
-    def __call__(self, network: Network, key: Array, params: Any, num: int) -> Array:
+    def __call__(self, network: Network, codec: Codec | None, key: Array, params: Any, num: int) -> Any:
         settings = self.settings
         size = min(settings.batch_size, num)
         if settings.mesh is not None:
@@ -147,11 +150,12 @@ class _Sample:
             if settings.mesh is not None:
                 sharding = NamedSharding(settings.mesh, PartitionSpec("batch"))
                 noise = jax.lax.with_sharding_constraint(noise, sharding)
-            return integrate(network, params, noise, settings.integrator)
+            found = integrate(network, params, noise, settings.integrator)
+            return found if codec is None else codec.decode(found)
 
-        keys = jax.random.split(key, batches)
-        samples = jax.lax.map(one, keys).reshape(batches * size, *network.shape)[:num]
-        return samples if settings.bounds is None else jnp.clip(samples, *settings.bounds)
+        samples = jax.lax.map(one, jax.random.split(key, batches))
+        samples = jax.tree.map(lambda x: x.reshape(batches * size, *x.shape[2:])[:num], samples)
+        return samples if settings.bounds is None else jax.tree.map(lambda x: jnp.clip(x, *settings.bounds), samples)
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,17 @@ class _Fit:
     settings: _Sampling
 
     def __call__(
-        self, network: Network, training: FlowTraining, key: Array, params: Any, samples: Array, weights: Array | None
+        self,
+        network: Network,
+        codec: Codec | None,
+        training: FlowTraining,
+        key: Array,
+        params: Any,
+        samples: Any,
+        weights: Array | None,
     ) -> Any:
         start = start_training(training, params)
+        samples = samples if codec is None else codec.encode(samples)
         return train(network, training, key, start, samples, weights, mesh=self.settings.mesh)[0].average
 
 
