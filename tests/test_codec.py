@@ -48,5 +48,5 @@ def test_a_flow_works_on_what_is_encoded():
 
 @pytest.mark.parametrize("sizes", [(8, 9), (0, 0), (8, 0), (8.5, 4)])
 def test_refusals(sizes):
-    with pytest.raises(ValueError, match="size|small"):
+    with pytest.raises(ValueError, match=r"size|small"):
         pj.models.band_limited(*sizes)

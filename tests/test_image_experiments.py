@@ -149,6 +149,17 @@ def test_prediction_against_a_hand_made_round(rng):
     np.testing.assert_allclose(found.classes[1], expected, rtol=1e-8, atol=1e-12)
 
 
+def test_small_pools_lose_a_class():
+    """Ten classes, a classifier that is right 92 % of the time: phi K < 1 loses the second class, a larger pool keeps it."""
+    confusion = np.full((10, 10), 0.08 / 9)
+    np.fill_diagonal(confusion, 0.92)
+    phi = np.asarray(image_arms.get("phi-0.2").phi)
+    for pool_size, low, high in ((4, 0.0, 0.02), (20, 0.45, 0.5)):
+        found = image_theory.predict(confusion, phi, 5.0, 1.0, pool_size, 25)
+        assert low <= image_theory.entropy(found.classes[-1]) <= high
+        assert found.classes[-1, :2].sum() > 0.999
+
+
 def test_table_1_has_the_papers_rows():
     """Entropy and KL to the uniform distribution of ten classes add up to ln 10 in every printed row."""
     assert len(image_arms.TABLE_1) == 9

@@ -40,7 +40,7 @@ class Config:
     preset: Literal["tiny", "cpu", "paper"] = "cpu"
     """Sizes: seconds on synthetic images, CIFAR-10 on a few cores, or the paper's on a large GPU."""
     arms: tuple[str, ...] = tuple(image_arms.TABLE_1)
-    """Which arms of Table 1 (or baselines of E9) to run, by name."""
+    """Which arms to run: those of Table 1, or averaged, per-round, none, greedy, real, accumulated (E9)."""
     gamma: float = 5.0
     """Reward of an image that the classifier is sure of: r_c(x) = gamma P_c(x)."""
     temperature: float = 1.0

@@ -2,8 +2,9 @@
 
     images ~ D z,    z = E x,    E D = I
 
-On a CPU a flow is trained on the coarse structure of images only: z has the lowest frequencies of their cosine transform, as an
-image of fewer pixels. Because E D = I, what a model generated comes back unchanged when it is refit to it: retraining does not blur.
+On a CPU a flow is trained on the coarse structure of images only: z has the lowest frequencies of their cosine transform, as
+an image of fewer pixels. Because E D = I, what a model generated comes back unchanged when it is refit to it: retraining does
+not blur.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def flow(
         integrator: default: Dopri5 with tolerances of 1e-4.
         batch_size: samples that are integrated together.
         bounds: (low, high) that samples are clipped to, (-1, 1) for images; default: none.
-        codec: what lies between samples and what the network works on, such as `pj.models.band_limited(32, 16)`; default: nothing.
+        codec: what lies between samples and what the network works on, such as `pj.models.band_limited(32, 16)`; default: none.
         mesh: devices that share every batch, of samples and of training, along an axis "batch".
 
     Returns:
@@ -155,7 +155,10 @@ class _Sample:
 
         samples = jax.lax.map(one, jax.random.split(key, batches))
         samples = jax.tree.map(lambda x: x.reshape(batches * size, *x.shape[2:])[:num], samples)
-        return samples if settings.bounds is None else jax.tree.map(lambda x: jnp.clip(x, *settings.bounds), samples)
+        if settings.bounds is None:
+            return samples
+        low, high = settings.bounds
+        return jax.tree.map(lambda x: jnp.clip(x, low, high), samples)
 
 
 @dataclass(frozen=True)
