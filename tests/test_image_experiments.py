@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 import xarray as xr
+from jax.tree_util import Partial
 
+from plural_jax import metrics
 from plural_jax.data import CLASSES
 from plural_jax.experiments import e3, image_arms, image_theory, images
-from plural_jax.process import NoMeter
 
 SMALL = {"preset": "tiny", "arms": ("single", "two"), "num_steps": 3}
 
@@ -168,10 +170,19 @@ def test_table_1_has_the_papers_rows():
         assert arm.printed[1] + arm.printed[2] == pytest.approx(np.log(10), abs=2e-3)
 
 
-def test_baselines_are_processes(finished, cache):
+def test_baselines_are_processes():
     """Every baseline of E9 makes a state of the same images; their rounds are tested with the loop itself."""
-    config = e3.Config(**SMALL, cache=cache)
-    setup = images.prepare(config, NoMeter())  # the flow comes from the cache
+    config = e3.Config(**SMALL)
+    preset = images.sized(config)
+    network = images.network_of(preset)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(network.init, jax.random.key(0)))
+    real, _ = images.synthetic(32, preset.synthetic, 0)
+    one = jnp.ones((), jnp.float32)
+    of_real = metrics.ImageMetrics(jnp.full(10, 0.1, jnp.float32), one, one, one, one)
+    reference = metrics.Moments(32, np.zeros(12), np.eye(12))
+    setup = images.Setup(
+        preset, network, params, Partial(images.NearestColor()), "nearest color", real, of_real, reference, None
+    )
     for name in image_arms.BASELINES:
         process = images.process_of(config, setup, image_arms.get(name))
         state = jax.eval_shape(process.init, jax.random.key(0))

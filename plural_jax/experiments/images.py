@@ -146,7 +146,7 @@ def prepare(config: Config, meter: Meter) -> Setup:
     preset = sized(config)
     if preset.synthetic is not None:
         real, _ = synthetic(2000, preset.synthetic, config.seed)
-        look, name = Partial(_ByColor()), "nearest color"
+        look, name = Partial(NearestColor()), "nearest color"
     else:
         real = data.cifar10(config.data, split="train").images
         found = find_classifier(config.classifier)
@@ -351,8 +351,8 @@ def _predicted_preference(look: Any, images: Array) -> Array:
     return jnp.minimum(predicted, image_arms.NUM_PREFERENCES)
 
 
-class _ByColor:
-    """Classes of synthetic images: the nearest of ten colors, and the means of the four quarters as features."""
+class NearestColor:
+    """`images -> (logits, features)` for synthetic images: the nearest of ten colors; means of the four quarters."""
 
     def __hash__(self) -> int:
         return hash(type(self))
