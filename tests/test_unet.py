@@ -112,7 +112,7 @@ def test_presets_have_the_size_they_say(name, low, high):
     network = pj.models.unet(name)
     params = jax.eval_shape(network.init, jax.random.key(0))
     assert low < num_params(params) < high, num_params(params)
-    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, *network.shape), jnp.float32)
     out = jax.eval_shape(network.apply, params, jax.ShapeDtypeStruct((2,), jnp.float32), x, None)
     assert out.shape == x.shape and out.dtype == jnp.float32
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))

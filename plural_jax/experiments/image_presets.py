@@ -55,9 +55,10 @@ PRESETS: dict[str, Preset] = {
     ),
     "cpu": Preset(
         network="3M",
-        pretraining_rounds=30,
+        coarse=24,
+        pretraining_rounds=70,
         pretraining=FlowTraining(
-            num_steps=80, batch_size=128, learning_rate=1e-3, warm_up=100, decay=2400, average=0.995
+            num_steps=100, batch_size=64, learning_rate=1e-3, warm_up=100, decay=7000, average=0.998
         ),
         refit=FlowTraining(num_steps=64, batch_size=64, learning_rate=3e-4, warm_up=10, average=0.95),
         integrator=Integrator("midpoint", num_steps=8),

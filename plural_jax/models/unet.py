@@ -70,11 +70,12 @@ class UNetConfig:
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}.")
 
 
-#: Presets by name. "paper" has the layout that OT-CFM papers use for CIFAR-10; the others are for less time.
+#: Presets by name. "paper" has the layout that OT-CFM papers use for CIFAR-10; the others are for less time, and "3M" for images
+#: of 24 x 24 pixels (see `band_limited`).
 UNETS: dict[str, UNetConfig] = {
     "tiny": UNetConfig(channels=24, multipliers=(1,), blocks=1, attention=(), heads=1, dropout=0.0, patch=2),
     "0.5M": UNetConfig(channels=28, multipliers=(1, 2), blocks=1, attention=(8,), heads=2, dropout=0.0, patch=4),
-    "3M": UNetConfig(channels=64, multipliers=(1, 2), blocks=1, attention=(8,), heads=2, dropout=0.0, patch=4),
+    "3M": UNetConfig(size=24, channels=64, multipliers=(1, 2), blocks=1, attention=(8,), heads=2, dropout=0.0, patch=3),
     "9M": UNetConfig(channels=72, multipliers=(1, 2, 2), blocks=2, attention=(16, 8), heads=4, dropout=0.1),
     "paper": UNetConfig(),
 }
