@@ -35,7 +35,7 @@ def library(sizes: dict[str, Any], dtype: str, images: np.ndarray, steps: int) -
     state = start_training(training, network.init(jax.random.key(0)))
     devices = jax.local_devices()
     mesh = None
-    if len(devices) > 1:
+    if len(devices) > 1 and devices[0].platform != "cpu":  # see `mesh_of` of the image experiments
         mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     data = jnp.asarray(images)
     step = jax.jit(lambda key, state, data: train(network, training, key, state, data, mesh=mesh))
@@ -135,4 +135,4 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
 
 
 if __name__ == "__main__":
-    report.main("flow", __doc__, measure, jax_num_cpu_devices=timing.cores())
+    report.main("flow", __doc__, measure)
