@@ -40,26 +40,29 @@ def run_named(name: str, config: Config, store: Path | None, progress: bool | Me
     arms = {arm: image_arms.get(arm) for arm in config.arms}
     shown = meter(progress)
     setup = images.prepare(config, shown)
-    known = study(name, _plain(config))
+    study_of = study(name, _plain(config))
     told = {"classifier": setup.classifier, "num_images": len(setup.real), "classes": list(CLASSES)}
-    attrs = labels.plain_attrs({**known, **told, "arms": list(arms)})
+    attrs = labels.plain_attrs({**study_of, **told, "arms": list(arms)})
     found = []
     for arm_name, arm in arms.items():
-        folder = None if store is None else Path(store).parent / "arms" / arm_name
-        done = None if folder is None else folder.with_suffix(".nc.zarr")
-        if done is not None and done.exists():
-            found.append(xr.open_zarr(done, consolidated=False).load())
-            if found[-1].attrs != attrs:
-                raise ValueError(f"{str(done)!r} was run with another configuration; choose another folder.")
+        shown_arm = images.NamedMeter(shown, arm.title)
+        if store is None:
+            found.append(_arm(config, setup, arm, None, shown_arm).assign_attrs(attrs))
             continue
-        ds = _arm(config, setup, arm, folder, images.NamedMeter(shown, arm.title)).assign_attrs(attrs)
-        if done is not None and folder is not None:
-            partial = done.with_suffix(".partial")
+        # Not `with_suffix`, which takes the .1 of "phi-0.1" for a suffix.
+        rounds = Path(store).parent / "arms" / arm_name
+        done, partial = (rounds.with_name(arm_name + ending) for ending in (".zarr", ".zarr.partial"))
+        known = {**attrs, "arm": arm_name}
+        if not done.exists():
+            ds = _arm(config, setup, arm, rounds, shown_arm).assign_attrs(known)
             shutil.rmtree(partial, ignore_errors=True)
             ds.to_zarr(partial, consolidated=False)
             os.replace(partial, done)
-            shutil.rmtree(folder, ignore_errors=True)  # its checkpoints are of no more use
-        found.append(ds)
+            shutil.rmtree(rounds, ignore_errors=True)  # its checkpoints are of no more use
+        ds = xr.open_zarr(done, consolidated=False).load()
+        if ds.attrs != known:
+            raise ValueError(f"{str(done)!r} was run with another configuration; choose another folder.")
+        found.append(ds.assign_attrs(attrs))
     dataset = xr.concat(found, dim="arm", combine_attrs="override").assign_coords(arm=np.arange(len(arms)))
     if store is not None:
         shutil.rmtree(store, ignore_errors=True)
