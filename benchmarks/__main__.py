@@ -26,7 +26,7 @@ from benchmarks.roofline import roofline
 from benchmarks.timing import Comparison
 
 #: In the order in which they run: those that everything else is judged by come first.
-NAMES = ("ceilings", "tilt", "finite_pool", "limit", "gaussian", "mixture", "sweep", "retraining", "flow", "scaling")
+NAMES = ("ceilings", "tilt", "finite_pool", "limit", "gaussian", "mixture", "sweep", "retraining", "scaling")
 
 
 def main() -> int:

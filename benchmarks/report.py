@@ -25,7 +25,6 @@ PEERS = {
     "cvxpy": "pip install 'plural_jax[benchmark]'",
     "sklearn": "pip install 'plural_jax[benchmark]'",
     "torch": "pip install torch",
-    "torchcfm": "pip install torchcfm",
 }
 
 
