@@ -7,8 +7,7 @@ samples themselves may be any pytree: `take(samples, curated.candidate)`.
     choose   one draw from one pool
     curate   many draws under a policy, from pools of K or from all candidates, with or without replacement
 
-Policies are `mixture` (the paper's), `reward_per_round`, `averaged_reward`, `single_reward`, `no_curation` and `greedy`, with
-the meaning that the exact processes of these names have in `pj.density`; `mix_real` adds real data to what was curated.
+The policies are those of `curation_policies`; `mix_real` adds real data to what was curated.
 
 Shapes: m preferences, n candidates, N curated draws.
 """
@@ -21,10 +20,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
+from plural_jax.curation_policies import (
+    Policy,
+    averaged_reward,
+    check_policy,
+    greedy,
+    mixture,
+    no_curation,
+    reward_per_round,
+    single_reward,
+)
+from plural_jax.landscape import as_float
+
+__all__ = [
+    "Curated",
+    "Policy",
+    "averaged_reward",
+    "choose",
+    "curate",
+    "greedy",
+    "mix_real",
+    "mixture",
+    "no_curation",
+    "reward_per_round",
+    "single_reward",
+    "take",
+]
 
 
 class Curated(NamedTuple):
@@ -37,131 +61,6 @@ class Curated(NamedTuple):
 
     candidate: Array
     preference: Array
-
-
-class Policy(NamedTuple):
-    """Who chooses, and by what. A pytree: changing its numbers compiles nothing.
-
-    Attributes:
-        utilities: a `Partial`, `rewards [m, n] -> [u, n]`: what may be chosen by, as many rows as the policy needs.
-        assign: a `Partial`, `(key, num, m) -> (row, preference)`, int32 [num] each: the row of `utilities` that each draw
-            chooses by, and its active preference or -1.
-        sharpness: factor on 1 / temperature, []; infinity takes the best candidate.
-    """
-
-    utilities: Any
-    assign: Any
-    sharpness: Array
-
-
-def mixture(phi: ArrayLike) -> Policy:
-    """The paper's policy: each draw has its own active preference, `i ~ phi`.
-
-    Args:
-        phi: probability of each preference, [m], non-negative, summing to one.
-
-    Returns:
-        A policy for `curate` and `pj.retraining.loop`.
-
-    Raises:
-        ValueError: a phi that is negative, not flat, or does not sum to one.
-
-    Example:
-        >>> import plural_jax as pj
-        >>> policy = pj.curation.mixture([0.3, 0.7])
-
-    Source: C.3 of the paper.
-    """
-    return Policy(Partial(_as_they_are), Partial(_per_draw, _weights(phi)), jnp.ones(()))
-
-
-def reward_per_round(phi: ArrayLike) -> Policy:
-    """One preference, drawn anew from phi each time, curates the whole round; see `pj.density.reward_per_round`.
-
-    Args:
-        phi: probability of each preference in a round, [m].
-
-    Raises:
-        ValueError: as `mixture`.
-
-    Example:
-        >>> import plural_jax as pj
-        >>> policy = pj.curation.reward_per_round([0.3, 0.7])
-
-    Source: E9 of the paper.
-    """
-    return Policy(Partial(_as_they_are), Partial(_per_round, _weights(phi)), jnp.ones(()))
-
-
-def averaged_reward(phi: ArrayLike) -> Policy:
-    """Every draw chooses by `sum_i phi_i r_i`; see `pj.density.averaged_reward`.
-
-    Args:
-        phi: weight of each preference, [m].
-
-    Raises:
-        ValueError: as `mixture`.
-
-    Example:
-        >>> import plural_jax as pj
-        >>> policy = pj.curation.averaged_reward([0.5, 0.5])
-
-    Source: E9 of the paper.
-    """
-    return Policy(Partial(_average, _weights(phi)), Partial(_nobody), jnp.ones(()))
-
-
-def single_reward(preference: ArrayLike) -> Policy:
-    """One preference is active in every draw; see `pj.density.single_reward`.
-
-    Args:
-        preference: its number, from 0 on. May be traced.
-
-    Raises:
-        ValueError: not a whole number of at least 0. From `curate`: there is no such preference.
-
-    Example:
-        >>> import plural_jax as pj
-        >>> policy = pj.curation.single_reward(0)
-
-    Source: the single-reward retraining that the paper compares with (E1, E9).
-    """
-    value = _validate.real_array(preference, "preference")
-    if value is not None and (value.ndim or not (value >= 0 and value == np.floor(value))):
-        raise ValueError(f"preference must be a whole number of at least 0, got {_validate.shown(preference)}.")
-    return Policy(Partial(_as_they_are), Partial(_always, jnp.asarray(preference).astype(jnp.int32)), jnp.ones(()))
-
-
-def no_curation() -> Policy:
-    """Candidates are taken as they come, each with the same probability; see `pj.density.no_curation`.
-
-    Example:
-        >>> import plural_jax as pj
-        >>> policy = pj.curation.no_curation()
-
-    Source: E9 of the paper.
-    """
-    return Policy(Partial(_indifferent), Partial(_nobody), jnp.ones(()))
-
-
-def greedy(phi: ArrayLike) -> Policy:
-    """The active preference, `i ~ phi` for each draw, takes the best candidate of its pool: temperature zero.
-
-    Among candidates of equal reward each is equally likely; see `pj.density.greedy`.
-
-    Args:
-        phi: probability of each preference, [m].
-
-    Raises:
-        ValueError: as `mixture`.
-
-    Example:
-        >>> import plural_jax as pj
-        >>> policy = pj.curation.greedy([0.5, 0.5])
-
-    Source: E9 of the paper.
-    """
-    return mixture(phi)._replace(sharpness=jnp.asarray(jnp.inf))
 
 
 def choose(key: Array, rewards: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
@@ -189,7 +88,7 @@ def choose(key: Array, rewards: ArrayLike, *, temperature: ArrayLike = 1.0) -> A
     if np.ndim(rewards) != 1 or 0 in np.shape(rewards):
         raise ValueError(f"rewards must hold one number for each candidate of the pool, got shape {np.shape(rewards)}.")
     _validate.finite(rewards, "rewards")
-    table = _float(rewards)
+    table = as_float(rewards)
     return _pick(key, table[None], _rate(temperature, jnp.ones(()), table.dtype))[0]
 
 
@@ -245,7 +144,7 @@ def curate(
     num_curated = _validate.positive_integer(num_curated, "num_curated")
     pool_size = check_pool(pool_size, n, num_curated, replace)
     policy = check_policy(policy, m)
-    table = _float(rewards)
+    table = as_float(rewards)
     own, order, choices = jax.random.split(key, 3)
     rate = _rate(temperature, policy.sharpness, table.dtype)
     row, preference = policy.assign(own, num_curated, m)
@@ -334,74 +233,6 @@ def check_pool(pool_size: int | None, num_candidates: int, num_curated: int, rep
             f"{num_candidates}."
         )
     return pool_size
-
-
-def check_policy(policy: Policy | ArrayLike, m: int) -> Policy:
-    """A policy for m preferences, from a policy or from weights."""
-    if not isinstance(policy, Policy):
-        _validate.simplex(policy, "phi", m)
-        return mixture(policy)
-    for part in (policy.utilities, policy.assign):
-        for number in part.args:
-            if np.ndim(number) == 1:
-                _validate.simplex(number, "phi", m)
-            elif (value := _validate.concrete(number)) is not None and value >= m:
-                raise ValueError(f"preference must be one of the {m} preferences, 0 to {m - 1}, got {value}.")
-    return policy
-
-
-# --- the rows of utilities and who is active ----------------------------------------------------------------------------
-
-
-def _weights(phi: ArrayLike) -> Array:
-    if np.ndim(phi) != 1:
-        raise ValueError(f"phi must hold one weight for each preference, got shape {np.shape(phi)}.")
-    _validate.simplex(phi, "phi", np.shape(phi)[0])
-    return _float(phi)
-
-
-def _float(value: ArrayLike) -> Array:
-    array = jnp.asarray(value)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
-
-
-def _as_they_are(rewards: Array) -> Array:
-    return rewards
-
-
-def _average(phi: Array, rewards: Array) -> Array:
-    # Relative to the best, which changes no choice but keeps the digits of rewards with large offsets.
-    shifted = rewards - jnp.max(rewards, axis=1, keepdims=True)
-    return jnp.sum(phi.astype(rewards.dtype)[:, None] * shifted, axis=0)[None]
-
-
-def _indifferent(rewards: Array) -> Array:
-    return jnp.zeros_like(rewards[:1])
-
-
-def _per_draw(phi: Array, key: Array, num: int, m: int) -> tuple[Array, Array]:
-    ends = jnp.cumsum(phi)
-    last = ends[-1]
-    at = jnp.minimum(jax.random.uniform(key, (num,), phi.dtype) * last, jnp.nextafter(last, jnp.zeros_like(last)))
-    active = jnp.sum(at[:, None] >= ends, axis=1, dtype=jnp.int32)
-    return active, active
-
-
-def _per_round(phi: Array, key: Array, num: int, m: int) -> tuple[Array, Array]:
-    active = jnp.broadcast_to(_per_draw(phi, key, 1, m)[0], (num,))
-    return active, active
-
-
-def _always(preference: Array, key: Array, num: int, m: int) -> tuple[Array, Array]:
-    active = jnp.broadcast_to(preference, (num,))
-    return active, active
-
-
-def _nobody(key: Array, num: int, m: int) -> tuple[Array, Array]:
-    return jnp.zeros((num,), jnp.int32), jnp.full((num,), -1, jnp.int32)
-
-
-# --- choices ------------------------------------------------------------------------------------------------------------
 
 
 def _rate(temperature: ArrayLike, sharpness: Array, dtype: Any) -> Array:

@@ -23,7 +23,8 @@ from jax.tree_util import Partial
 
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
-from plural_jax.curation import Curated, Policy, check_policy, check_pool, check_structure, curate, mix_real, take
+from plural_jax.curation import Curated, Policy, check_pool, check_structure, curate, mix_real, take
+from plural_jax.curation_policies import check_policy
 from plural_jax.faults import BAD_MODEL, BAD_REWARD, NO_ROOM
 from plural_jax.models.base import Model
 from plural_jax.process import Process
