@@ -1,7 +1,11 @@
-"""The mathematics a second time, in plain NumPy and without a thought for speed: what the library is checked against."""
+"""The mathematics a second time, in plain NumPy and without a thought for speed: what the library is checked against.
+
+Only `step_by_step` uses the library's own steps: it is what their fast forms are checked against.
+"""
 
 import itertools
 
+import jax
 import numpy as np
 
 
@@ -75,3 +79,9 @@ def random_problem(rng, m=2, n=21, scale=2.0, dtype=np.float64):
     rewards = rng.normal(size=(m, n)) * scale
     phi, log_p = rng.dirichlet(np.ones(m)), np.log(rng.dirichlet(np.ones(n)))
     return tuple(x.astype(dtype) for x in (rewards, phi, log_p))
+
+
+def step_by_step(process, log_p, num_steps, every=1):
+    """What `rounds` of a process should give, from its `step`, which knows no blocks."""
+    state, infos = jax.lax.scan(lambda state, _: process.step(None, state), process.init(log_p), length=num_steps)
+    return state, jax.tree.map(lambda x: x[every - 1 :: every], infos)

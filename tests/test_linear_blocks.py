@@ -40,12 +40,7 @@ def run(rewards, phi, log_p, num_steps, every=1, eps=0.1):
 def step_by_step(rewards, phi, log_p, num_steps, every=1, eps=0.1):
     """The same from `step`, which knows no blocks."""
     process = pj.density.large_pool(pj.Landscape(rewards=rewards), phi, eps=eps)
-
-    def one(state, _):
-        return process.step(None, state)
-
-    state, infos = jax.lax.scan(one, process.init(log_p), length=num_steps)
-    return state, jax.tree.map(lambda x: x[every - 1 :: every], infos)
+    return oracles.step_by_step(process, log_p, num_steps, every)
 
 
 jitted = jax.jit(run, static_argnums=(3, 4))

@@ -35,12 +35,7 @@ def run(rewards, phi, log_p, pool_size, num_steps, every=1):
 def step_by_step(rewards, phi, log_p, pool_size, num_steps, every=1):
     """The same from `step`, which knows no blocks."""
     process = pj.density.finite_pool(pj.Landscape(rewards=rewards), phi, pool_size=pool_size)
-
-    def one(state, _):
-        return process.step(None, state)
-
-    state, infos = jax.lax.scan(one, process.init(log_p), length=num_steps)
-    return state, jax.tree.map(lambda x: x[every - 1 :: every], infos)
+    return oracles.step_by_step(process, log_p, num_steps, every)
 
 
 jitted = jax.jit(run, static_argnums=(4, 5))
