@@ -1,7 +1,7 @@
 """Policies of curation: whose preference is active in a draw, and by what it chooses.
 
 `mixture` is the paper's; `reward_per_round`, `averaged_reward`, `single_reward`, `no_curation` and `greedy` are the baselines of
-E9, with the meaning that the exact processes of these names have in `pj.density`. They are public as `pj.curation.mixture` and so on.
+E9, with the meaning that the exact processes of these names have in `pj.density`. They are public as `pj.curation.mixture`, ...
 
 Shapes: m preferences, n candidates.
 """

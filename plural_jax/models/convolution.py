@@ -4,8 +4,8 @@
 
 XLA's CPU backend computes this sum as a matrix product of image patches, and so the gradient by `x`, which is the same sum with
 the kernel turned around and its channels exchanged. The gradient by `k`, however, is a convolution whose window is the whole
-image: inside a loop, where training steps are, XLA computes it one multiply-add after another, many times slower. It is nine
-products,
+image: inside a loop, where training steps are, XLA computes it one multiply-add after another (8.5 s a step instead of
+0.35). It is nine products,
 
     dk[a, b] = sum_{n, h, w} x[n, h + a - 1, w + b - 1]^T dy[n, h, w],
 
