@@ -101,6 +101,7 @@ def curate(
     pool_size: int | None = None,
     replace: bool = True,
     temperature: ArrayLike = 1.0,
+    available: ArrayLike | None = None,
 ) -> Curated:
     """Many curated draws.
 
@@ -117,6 +118,8 @@ def curate(
         replace: whether a candidate may be picked by several draws. Without replacement the draws are taken one after another,
             each from what is left.
         temperature: tau, not negative, in units of reward; at 0 the best of the pool is taken, ties at random. May be traced.
+        available: which candidates there are, bool [n]; the others are never looked at, whatever their finite rewards. At least
+            `pool_size` of them, and without replacement `num_curated`; may be traced. Default: all.
 
     Returns:
         `Curated`. Pure: works under `jit` (with `num_curated`, `pool_size` and `replace` static) and `vmap`.
@@ -144,19 +147,28 @@ def curate(
     num_curated = _validate.positive_integer(num_curated, "num_curated")
     pool_size = check_pool(pool_size, n, num_curated, replace)
     policy = check_policy(policy, m)
+    known = None if available is None else _checked(available, n, 1 if pool_size is None else pool_size)
     table = as_float(rewards)
     own, order, choices = jax.random.split(key, 3)
     rate = _rate(temperature, policy.sharpness, table.dtype)
     row, preference = policy.assign(own, num_curated, m)
     utilities = policy.utilities(table)
-    if not replace and (pool_size is None or num_curated * pool_size > n):
-        index = _one_after_another(choices, utilities, row, rate, pool_size or n)
+    if known is not None:
+        utilities = jnp.where(known, utilities, -jnp.inf)
+    if not replace and (pool_size is None or num_curated * pool_size > n or known is not None):
+        left = jnp.ones((n,), bool) if known is None else known
+        index = _one_after_another(choices, utilities, row, rate, pool_size or n, left)
     elif pool_size is None or pool_size == n:
         index = _from_all(choices, utilities, row, rate)
     else:
         # Slices of one random order; after its end they begin again, so that pools share candidates as late as possible.
-        pools = (jnp.arange(num_curated)[:, None] * pool_size + jnp.arange(pool_size)) % n
-        pools = jax.random.permutation(order, jnp.arange(n, dtype=jnp.int32))[pools]
+        orders = jax.random.permutation(order, jnp.arange(n, dtype=jnp.int32))
+        count: Any = n
+        if known is not None:  # what there is comes first, in random order as before
+            orders = orders[jnp.argsort(~known[orders], stable=True)]
+            count = jnp.sum(known, dtype=jnp.int32)
+        at = jnp.arange(num_curated, dtype=jnp.int32)[:, None] * pool_size + jnp.arange(pool_size, dtype=jnp.int32)
+        pools = orders[at % count]
         index = jnp.take_along_axis(pools, _pick(choices, utilities[row[:, None], pools], rate)[:, None], axis=1)[:, 0]
     return Curated(index.astype(jnp.int32), preference)
 
@@ -211,12 +223,12 @@ def mix_real(key: Array, samples: Any, real: Any, weight: ArrayLike) -> Any:
     return jax.tree.map(mixed, samples, chosen)
 
 
-def check_structure(real: Any, samples: Any) -> None:
-    """Refuse real data that are not built like the samples."""
+def check_structure(real: Any, samples: Any, name: str = "real") -> None:
+    """Refuse given data that are not built like the samples."""
     found: Any = jax.tree.structure(real)
     wanted: Any = jax.tree.structure(samples)
     if found != wanted:
-        raise ValueError(f"real must have the structure of the samples, {wanted}, got {found}.")
+        raise ValueError(f"{name} must have the structure of the samples, {wanted}, got {found}.")
 
 
 def check_pool(pool_size: int | None, num_candidates: int, num_curated: int, replace: bool) -> int | None:
@@ -235,6 +247,17 @@ def check_pool(pool_size: int | None, num_candidates: int, num_curated: int, rep
     return pool_size
 
 
+def _checked(available: ArrayLike, num: int, fewest: int) -> Array:
+    """Which candidates there are, if they suffice for a pool."""
+    mask = jnp.asarray(available)
+    if mask.shape != (num,) or mask.dtype != bool:
+        raise ValueError(f"available must be bool of shape [{num}], got {mask.dtype} of shape {list(mask.shape)}.")
+    known = _validate.concrete(available)
+    if known is not None and np.sum(known) < fewest:
+        raise ValueError(f"available must leave at least {fewest} candidates, got {np.sum(known)}.")
+    return mask
+
+
 def _rate(temperature: ArrayLike, sharpness: Array, dtype: Any) -> Array:
     """1 / tau; infinity takes the best."""
     _validate.finite(temperature, "temperature")
@@ -247,7 +270,9 @@ def _rate(temperature: ArrayLike, sharpness: Array, dtype: Any) -> Array:
 def _odds(utilities: Array, rate: Array) -> Array:
     """Weights exp((r - max r) / tau) along the last axis; 1 for the best and 0 for the others where the rate is infinite."""
     behind = utilities - jnp.max(utilities, axis=-1, keepdims=True)
-    return jnp.where(behind == 0, 1.0, jnp.exp(behind * rate)).astype(utilities.dtype)
+    odds = jnp.where(behind == 0, 1.0, jnp.exp(behind * rate))
+    # Not left to the exponential: with a rate of zero, what is not there would weigh exp(-inf * 0).
+    return jnp.where(jnp.isneginf(utilities), 0.0, odds).astype(utilities.dtype)
 
 
 def _inside(key: Array, shape: tuple[int, ...], total: Array) -> Array:
@@ -277,7 +302,9 @@ def _from_all(key: Array, utilities: Array, row: Array, rate: Array) -> Array:
     return index
 
 
-def _one_after_another(key: Array, utilities: Array, row: Array, rate: Array, pool_size: int) -> Array:
+def _one_after_another(
+    key: Array, utilities: Array, row: Array, rate: Array, pool_size: int, available: Array
+) -> Array:
     """Choices without replacement, each among all that is left or among `pool_size` of it at random."""
     n = utilities.shape[1]
 
@@ -292,4 +319,4 @@ def _one_after_another(key: Array, utilities: Array, row: Array, rate: Array, po
         return left.at[k].set(False), k
 
     keys = jax.random.split(key, row.shape[0])
-    return jax.lax.scan(draw, jnp.ones((n,), bool), (row, keys))[1]
+    return jax.lax.scan(draw, available, (row, keys))[1]

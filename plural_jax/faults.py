@@ -17,7 +17,7 @@ BAD_REWARD, BAD_MODEL, NO_ROOM = 1, 2, 3
 _MESSAGES = {
     BAD_REWARD: "the reward was NaN or infinite for a candidate; it must be finite for whatever the model can make",
     BAD_MODEL: "the model has parameters that are NaN",
-    NO_ROOM: "accumulate has room for fewer rounds than were run; give it the number of rounds",
+    NO_ROOM: "accumulate or grow has room for fewer rounds than were run; give it the number of rounds",
 }
 
 

@@ -113,6 +113,39 @@ def test_all_of_them_without_replacement(rng, key):
     assert sorted(picked.candidate.tolist()) == list(range(50))
 
 
+@pytest.mark.parametrize(("pool_size", "replace"), [(None, True), (3, True), (None, False), (3, False)])
+def test_what_is_not_available_is_as_if_it_were_not_there(rng, key, pool_size, replace):
+    """The law of the first draw, over many keys, is that of the table without the missing columns."""
+    rewards, phi = rng.normal(size=(2, 7)), rng.dirichlet(np.ones(2))
+    there = rng.permutation(np.arange(7) < 5)
+    options = {"num_curated": 5, "pool_size": pool_size, "replace": replace}
+    curate = jax.jit(lambda k, r, mask: jax.vmap(lambda k: curation.curate(k, r, phi, available=mask, **options))(k))
+    picked = curate(jax.random.split(key, 4000), np.where(there, rewards, 1e9), there).candidate
+    odds = np.exp(rewards[:, there])
+    if pool_size is None:
+        expected = phi @ (odds / odds.sum(1, keepdims=True))
+    else:
+        pools = [list(c) for c in itertools.combinations(range(5), 3)]
+        expected = np.zeros(5)
+        for pool in pools:
+            expected[pool] += phi @ (odds[:, pool] / odds[:, pool].sum(1, keepdims=True)) / len(pools)
+    whole = np.zeros(7)
+    whole[there] = expected
+    law_is(picked[:, 0], whole)
+    assert there[np.asarray(picked)].all()
+    if not replace:
+        assert (np.sort(picked, axis=1) == np.flatnonzero(there)).all()
+
+
+def test_no_curation_without_replacement_is_a_random_order(rng, key):
+    curate = jax.jit(
+        jax.vmap(lambda k, r: curation.curate(k, r, curation.no_curation(), 4, replace=False), in_axes=(0, None))
+    )
+    picked = curate(jax.random.split(key, 4000), rng.normal(size=(1, 4)) * 100).candidate
+    for draw in range(4):
+        law_is(picked[:, draw], np.full(4, 0.25))
+
+
 def test_policies(rng, key):
     rewards, phi = rng.normal(size=(3, 8)), np.array([0.2, 0.5, 0.3])
     curate = lambda policy, **kw: curation.curate(key, rewards, policy, NUM, **kw)  # noqa: E731
@@ -174,6 +207,9 @@ def test_any_pytree_and_real_data(rng, key):
     ("arguments", "message"),
     [
         ({"rewards": [[1.0, np.nan]]}, r"rewards must be finite, got nan at index \(0, 1\)"),
+        ({"available": [True, False]}, r"available must be bool of shape \[3\], got bool of shape \[2\]"),
+        ({"available": [1, 0, 1]}, r"available must be bool of shape \[3\], got int64"),
+        ({"available": np.zeros(3, bool)}, "available must leave at least 1 candidates, got 0"),
         ({"rewards": [1.0, 2.0]}, r"rewards must be a table of m preferences x n candidates, got shape \(2,\)"),
         ({"pool_size": 4}, "pool_size must be at most the number of candidates, got 4 of 3"),
         ({"pool_size": 0}, "pool_size must be a whole number of at least 1, got 0"),

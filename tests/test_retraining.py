@@ -78,6 +78,52 @@ def test_accumulated_and_real_data_follow_their_exact_processes(setting, key):
     assert final.data is None
 
 
+def test_a_pool_grows_by_the_survivors(setting, key):
+    """The first draws are from the seeds alone; new samples join once each, and only those that the rule picks."""
+    rewards, log_p, phi = setting
+    given = np.repeat(
+        np.arange(ATOMS - 1), np.arange(1, ATOMS)
+    )  # seeds without the last atom, which the model does have
+    options = {"num_candidates": 40, "num_curated": 2000, "grow": 3, "seeds": given}
+    process = retraining.loop(histogram(log_p), pj.rewards.items(rewards), phi, **options)
+    state = process.init(key)
+    assert int(state.pool.used) == len(given) and state.pool.samples.shape == (len(given) + 3 * 40,)
+    frequency = np.append(np.bincount(given), 0) / len(given)
+    tilted = np.exp(rewards) * frequency
+    expected = phi @ (tilted / tilted.sum(1, keepdims=True))
+    new, info = process.step(key, state)
+    drawn = np.exp(np.asarray(new.params))  # the histogram's fit is the frequencies of what was curated
+    assert drawn[-1] == 0 and np.abs(drawn - expected).max() < 5 * np.sqrt(0.25 / 2000)
+    for number in range(2):
+        before, used = state.pool, int(state.pool.used)
+        state, info = process.step(jax.random.fold_in(key, number), state)
+        joined = int(info.num_joined)
+        assert 0 < joined <= 40 and int(state.pool.used) == used + joined
+        np.testing.assert_array_equal(state.pool.samples[:used], before.samples[:used])
+        fresh = np.asarray(state.pool.samples[used : used + joined])
+        assert (np.bincount(fresh, minlength=ATOMS) <= np.bincount(state.candidates, minlength=ATOMS)).all()
+        np.testing.assert_allclose(
+            state.pool.rewards[:, : used + joined], rewards[:, state.pool.samples[: used + joined]]
+        )
+    # Sharp rewards let only the best survive.
+    sharp = retraining.loop(histogram(log_p), pj.rewards.items(rewards), phi, temperature=1e-3, **options)
+    state, info = sharp.step(key, sharp.init(key))
+    best = set(np.argmax(np.where(np.isin(np.arange(ATOMS), state.candidates), rewards, -np.inf), axis=1))
+    assert set(np.asarray(state.pool.samples[len(given) : len(given) + int(info.num_joined)])) <= best
+    with pytest.raises(ValueError, match="grow has room for fewer rounds"):
+        pj.run(process, process.init(key), 9, key=key)
+
+
+def test_a_pool_starts_with_the_first_samples_where_no_seeds_are_given(setting, key):
+    rewards, log_p, phi = setting
+    process = retraining.loop(
+        histogram(log_p), pj.rewards.items(rewards), phi, num_candidates=30, num_curated=9, grow=1
+    )
+    state = process.init(key)
+    np.testing.assert_array_equal(state.pool.samples[:30], state.candidates)
+    assert int(state.pool.used) == 30
+
+
 def test_info_is_what_it_says(setting, key):
     """Every field a second time in NumPy, from the states of a run."""
     rewards, log_p, phi = setting
@@ -162,7 +208,7 @@ def test_faults_stop_a_run(setting, key):
         pj.run(bad, bad.init(key), 2, key=key)
     full = retraining.loop(model, pj.rewards.items(rewards), phi, accumulate=2, num_curated=20)
     pj.run(full, full.init(key), 2, key=key)
-    with pytest.raises(ValueError, match="accumulate has room for fewer rounds than were run"):
+    with pytest.raises(ValueError, match="accumulate or grow has room for fewer rounds than were run"):
         pj.run(full, full.init(key), 3, key=key, save=lambda state, info: info.entropy)
 
     def make(phi):
@@ -207,6 +253,10 @@ def test_a_pretrained_model_and_numbers_that_change(setting, key):
         ({"real": np.zeros(3, int), "real_weight": 2.0}, "real_weight must be one number between 0 and 1, got 2.0"),
         ({"real": (np.zeros(3),), "real_weight": 0.5}, "real must have the structure of the samples"),
         ({"accumulate": 0}, "accumulate must be a whole number of at least 1, got 0"),
+        ({"grow": 0}, "grow must be a whole number of at least 1, got 0"),
+        ({"seeds": np.zeros(3, int)}, "seeds need a pool that grows: give grow="),
+        ({"grow": 1, "seeds": np.zeros(3, int), "pool_size": 4}, "seeds must be at least 4 samples, got 3"),
+        ({"grow": 1, "seeds": (np.zeros(3),)}, "seeds must have the structure of the samples"),
         ({"reward": 3}, "reward must be a function of samples, got 3"),
         ({"reward_on": "gpu"}, "reward_on must be 'auto', 'device' or 'host', got 'gpu'"),
         ({"policy": curation.single_reward(5)}, "preference must be one of the 2 preferences"),
