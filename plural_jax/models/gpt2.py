@@ -1,0 +1,309 @@
+"""GPT-2: a decoder of texts, of any size, as pure functions over a plain pytree of arrays.
+
+    h_0 = E[token] + P[position]
+    h   = h + attention(normalized h);  h = h + wide(normalized h)      in every block
+    logits = E normalized h                                             the output head is the table of the tokens
+
+The arrays of all blocks are stacked along a leading axis and a scan runs over them, so that six layers compile as fast as one.
+Texts are int32 [n, length], and the network reads them shifted: it is given the token of the end of text, which also begins a
+text, and then the text's own tokens.
+
+Shapes: n texts of l tokens; width w; heads h of size d = w / h.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.tree_util import Partial
+
+from plural_jax.models.network import Params, _structure, functional
+
+_EPSILON = 1e-5
+_SPREAD = 0.02  # standard deviation of the start
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2.
+
+    Attributes:
+        num_layers: blocks.
+        num_heads: of the attention in every block.
+        width: of the states; the wide layers in between have four times as much.
+        num_tokens: size of the vocabulary.
+        context: number of positions, the most tokens that it can read.
+        end_of_text: the token that ends a text and, as the first one that the network reads, begins it.
+        dropout: probability of dropping a feature in training; the published models had 0.1.
+        dtype: in which it computes, "float32" or "bfloat16"; parameters and logits are float32.
+    """
+
+    num_layers: int = 6
+    num_heads: int = 6
+    width: int = 384
+    num_tokens: int = 50257
+    context: int = 128
+    end_of_text: int = 50256
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "width", "num_tokens", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads must divide width, got num_heads={self.num_heads} and width={self.width}.")
+        if not 0 <= self.end_of_text < self.num_tokens:
+            raise ValueError(
+                f"end_of_text must be one of the num_tokens={self.num_tokens} tokens, got {self.end_of_text}."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout:g}.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}.")
+
+
+#: Presets by name: "paper" has the size of C.6, "tiny" that of a test.
+GPT2S: dict[str, GPT2Config] = {
+    "tiny": GPT2Config(num_layers=2, num_heads=2, width=32, num_tokens=300, context=64, end_of_text=299),
+    "paper": GPT2Config(),
+}
+
+
+class LanguageModel(NamedTuple):
+    """A model of texts as pure functions. A cache is what the blocks remember of the tokens that they have read.
+
+    Attributes:
+        init: `(key) -> params`, a nested dictionary of float32 arrays; those of the blocks have a leading axis of layers.
+        apply: `(params, tokens, key=None) -> logits`, of the token that follows each of the given ones; tokens int [n, l] as the
+            network reads them, logits float32 [n, l, num_tokens]; key None: nothing is dropped at random.
+        hidden: `(params, tokens, key=None) -> states` [n, l, width], of which `head` makes logits.
+        head: `(params, states) -> logits`, states [..., width] and logits float32 [..., num_tokens].
+        start_cache: `(n, length) -> cache` for n texts of which at most `length` tokens are read; both static.
+        fill: `(params, cache, tokens) -> cache` after reading the first tokens, int [n, l], in one pass.
+        step: `(params, cache, token, position) -> (logits, cache)` after one more token, int [n], which is number `position`, a
+            scalar that may be traced, from 0 to `length - 1`; logits float32 [n, num_tokens].
+        config: what the model is; static.
+    """
+
+    init: Callable[[Array], Params]
+    apply: Callable[..., Array]
+    hidden: Callable[..., Array]
+    head: Callable[[Params, Array], Array]
+    start_cache: Callable[[int, int], Any]
+    fill: Callable[[Params, Any, Array], Any]
+    step: Callable[[Params, Any, Array, Any], tuple[Array, Any]]
+    config: GPT2Config
+
+
+def gpt2(config: GPT2Config | str = "paper") -> LanguageModel:
+    """A GPT-2 as pure functions; equal configurations give equal functions, so nothing compiles twice.
+
+    Args:
+        config: a `GPT2Config`, or the name of a preset: "tiny" or "paper" (30 M parameters, of which 19 M are the tokens').
+
+    Returns:
+        A `LanguageModel`. It starts as GPT-2 does: weights `N(0, 0.02²)`, those that end a branch `N(0, 0.02² / (2 layers))`.
+
+    Raises:
+        ValueError: there is no such preset.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = gpt2("tiny")
+        >>> params = model.init(jax.random.key(0))
+        >>> model.apply(params, jnp.array([[299, 5, 7]])).shape
+        (1, 3, 300)
+
+    Source: C.6 of the paper; Radford et al. 2019.
+    """
+    if isinstance(config, str):
+        if config not in GPT2S:
+            raise ValueError(f"config must be a GPT2Config or one of {', '.join(GPT2S)}, got {config!r}.")
+        config = GPT2S[config]
+    methods = {name: Partial(_Method(config, name)) for name in ("apply", "hidden", "head", "fill", "step")}
+    init = functional(_GPT2, config, ()).init
+    return LanguageModel(init=init, start_cache=Partial(_StartCache(config)), config=config, **methods)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A method of the module as a function of its parameters."""
+
+    config: GPT2Config
+    name: str
+
+    def __call__(self, params: Params, *given: Any, **named: Any) -> Any:
+        structure, state = _structure(_GPT2, self.config)
+        nnx.replace_by_pure_dict(state, params)
+        return getattr(nnx.merge(structure, state), self.name)(*given, **named)
+
+
+@dataclass(frozen=True)
+class _StartCache:
+    config: GPT2Config
+
+    def __call__(self, n: int, length: int) -> Any:
+        config = self.config
+        if length > config.context:
+            raise ValueError(f"length must be at most the model's context={config.context}, got {length}.")
+        shape = (config.num_layers, length, n, config.width)
+        return {name: jnp.zeros(shape, config.dtype) for name in ("keys", "values")}
+
+
+def _linear(inputs: int, outputs: int, spread: float, rngs: nnx.Rngs, config: GPT2Config) -> nnx.Linear:
+    start = nnx.initializers.normal(spread)
+    return nnx.Linear(
+        inputs, outputs, rngs=rngs, kernel_init=start, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32
+    )
+
+
+class _Normalization(nnx.Module):
+    """Layer normalization; statistics in float32 whatever the network computes in."""
+
+    def __init__(self, rngs: nnx.Rngs, config: GPT2Config) -> None:
+        self.scale = nnx.Param(jnp.ones(config.width, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(config.width, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + _EPSILON)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class _Block(nnx.Module):
+    def __init__(self, config: GPT2Config, rngs: nnx.Rngs) -> None:
+        width, last = config.width, _SPREAD / math.sqrt(2 * config.num_layers)
+        self.before_attention = _Normalization(rngs, config)
+        self.attention_in = _linear(width, 3 * width, _SPREAD, rngs, config)
+        self.attention_out = _linear(width, width, last, rngs, config)
+        self.before_wide = _Normalization(rngs, config)
+        self.wide_in = _linear(width, 4 * width, _SPREAD, rngs, config)
+        self.wide_out = _linear(4 * width, width, last, rngs, config)
+        self.config = config
+
+    def __call__(self, x: Array, key: Array | None) -> tuple[Array, Array, Array]:
+        """States after the block, [n, l, w], and the keys and values of its attention, [n, l, w]."""
+        config = self.config
+        of_scores, of_attention, of_wide = (None,) * 3 if key is None else jax.random.split(key, 3)
+        query, keys, values = jnp.split(self.attention_in(self.before_attention(x)), 3, axis=-1)
+        parts = (*x.shape[:2], config.num_heads, config.width // config.num_heads)
+        scores = jnp.einsum(
+            "nqhd,nkhd->nhqk", query.reshape(parts), keys.reshape(parts), preferred_element_type=jnp.float32
+        )
+        length = x.shape[1]
+        seen = jnp.tril(jnp.ones((length, length), bool))
+        scores = jnp.where(seen, scores / math.sqrt(parts[-1]), -jnp.inf)
+        shares = _drop(jax.nn.softmax(scores, axis=-1), of_scores, config.dropout).astype(x.dtype)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", shares, values.reshape(parts)).reshape(x.shape)
+        x = x + _drop(self.attention_out(mixed), of_attention, config.dropout)
+        return x + _drop(self._wide(x), of_wide, config.dropout), keys, values
+
+    def step(self, x: Array, cache: Any, layer: Array, position: Array) -> tuple[Array, Any]:
+        """One token of each text, [n, w], with what is known of the tokens before it."""
+        config = self.config
+        query, key, value = jnp.split(self.attention_in(self.before_attention(x)), 3, axis=-1)
+        nothing = jnp.zeros_like(position)
+        at = (layer.astype(position.dtype), position, nothing, nothing)
+        cache = {
+            name: jax.lax.dynamic_update_slice(cache[name], new[None, None], at)
+            for name, new in (("keys", key), ("values", value))
+        }
+        parts = (-1, x.shape[0], config.num_heads, config.width // config.num_heads)
+        keys, values = (
+            jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).reshape(parts)
+            for name in ("keys", "values")
+        )
+        products = keys.astype(jnp.float32) * query.reshape(parts[1:]).astype(jnp.float32)
+        scores = jnp.sum(products, axis=-1) / math.sqrt(parts[-1])
+        seen = jnp.arange(keys.shape[0], dtype=position.dtype) <= position
+        shares = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=0)
+        mixed = jnp.sum(shares[..., None] * values.astype(jnp.float32), axis=0).reshape(x.shape).astype(x.dtype)
+        x = x + self.attention_out(mixed)
+        return x + self._wide(x), cache
+
+    def _wide(self, x: Array) -> Array:
+        return self.wide_out(jax.nn.gelu(self.wide_in(self.before_wide(x)), approximate=True))
+
+
+class _GPT2(nnx.Module):
+    def __init__(self, config: GPT2Config, rngs: nnx.Rngs) -> None:
+        start = nnx.initializers.normal(_SPREAD)
+        self.tokens = nnx.Param(start(rngs.params(), (config.num_tokens, config.width), jnp.float32))
+        self.positions = nnx.Param(start(rngs.params(), (config.context, config.width), jnp.float32))
+        keys = jax.random.split(rngs.params(), config.num_layers)
+        self.blocks = nnx.vmap(lambda key: _Block(config, nnx.Rngs(key)))(keys)
+        self.last = _Normalization(rngs, config)
+        self.config = config
+
+    def apply(self, tokens: Array, key: Array | None = None) -> Array:
+        return self.head(self.hidden(tokens, key))
+
+    def hidden(self, tokens: Array, key: Array | None = None) -> Array:
+        return self.last(self._through(tokens, key, keep=False)[0])
+
+    def head(self, states: Array) -> Array:
+        # Both contract their last axis, so the table is read as it lies and is never transposed.
+        contracted = (((states.ndim - 1,), (1,)), ((), ()))
+        table = self.tokens[...].astype(states.dtype)
+        return jax.lax.dot_general(states, table, contracted, preferred_element_type=jnp.float32)
+
+    def fill(self, cache: Any, tokens: Array) -> Any:
+        _, read = self._through(tokens, None, keep=True)
+        return {
+            name: jax.lax.dynamic_update_slice(cache[name], jnp.swapaxes(new, 1, 2), (0, 0, 0, 0))
+            for name, new in zip(("keys", "values"), read, strict=True)
+        }
+
+    def step(self, cache: Any, token: Array, position: Any) -> tuple[Array, Any]:
+        position = jnp.asarray(position, jnp.int32)
+        x = self._look_up(token) + self._row(position)
+        structure, blocks = nnx.split(self.blocks)
+
+        def through(carry: Any, given: Any) -> tuple[Any, None]:
+            (x, cache), (number, block) = carry, given
+            # The cache is carried, not scanned over: so a row of it is written in place and nothing is copied.
+            return nnx.merge(structure, block).step(x, cache, number, position), None
+
+        numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        (x, cache), _ = jax.lax.scan(through, (x, cache), (numbers, blocks))
+        return self.head(self.last(x)), cache
+
+    def _through(self, tokens: Array, key: Array | None, keep: bool) -> tuple[Array, Any]:
+        config, length = self.config, tokens.shape[1]
+        if length > config.context:
+            raise ValueError(f"tokens must hold at most context={config.context} of them in a row, got {length}.")
+        at_start = None if key is None else jax.random.fold_in(key, config.num_layers)
+        x = self._look_up(tokens) + self.positions[:length].astype(config.dtype)
+        x = _drop(x, at_start, config.dropout)
+        structure, blocks = nnx.split(self.blocks)
+
+        def through(x: Array, given: Any) -> tuple[Array, Any]:
+            number, block = given
+            fresh = None if key is None else jax.random.fold_in(key, number)
+            x, keys, values = nnx.merge(structure, block)(x, fresh)
+            return x, (keys, values) if keep else None
+
+        return jax.lax.scan(through, x, (jnp.arange(config.num_layers, dtype=jnp.int32), blocks))
+
+    def _look_up(self, tokens: Array) -> Array:
+        return jnp.take(self.tokens[...], tokens, axis=0, mode="clip").astype(self.config.dtype)
+
+    def _row(self, position: Array) -> Array:
+        return jnp.take(self.positions[...], position, axis=0, mode="clip").astype(self.config.dtype)
+
+
+def _drop(x: Array, key: Array | None, probability: float) -> Array:
+    if key is None or probability == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - probability, x.shape)
+    return jnp.where(kept, x / (1 - probability), jnp.zeros_like(x))
