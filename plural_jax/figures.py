@@ -58,10 +58,10 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def sequence_colors(count: int) -> list[Any]:
-    """Colours for `count` ordered values, dark to bright, without the palest end."""
-    colors = mpl.colormaps[SEQUENCE_MAP]
-    return [colors(0.9 * i / max(1, count - 1)) for i in range(count)]
+def sequence_colors(count: int, name: str = SEQUENCE_MAP, last: float = 0.9) -> list[Any]:
+    """Colours for `count` ordered values from a map of matplotlib's, dark to bright, without the palest end."""
+    colors = mpl.colormaps[name]
+    return [colors(last * i / max(1, count - 1)) for i in range(count)]
 
 
 def listed(count: int) -> Any:

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 
 from plural_jax import metrics
 from plural_jax.data import CLASSES
-from plural_jax.experiments import e3, image_arms, image_theory, images
+from plural_jax.experiments import base, e3, image_arms, image_theory, images
 
 SMALL = {"preset": "tiny", "arms": ("single", "two", "phi-0.1", "phi-0.4"), "num_steps": 3}
 
@@ -94,7 +94,7 @@ def test_rounds_are_what_they_say(finished):
     ds = finished.dataset
     assert ds.sizes["step"] == 4 and json.loads(ds.attrs["classes"]) == list(CLASSES)
     np.testing.assert_allclose(ds.class_shares.sum("class"), 1, rtol=1e-5)
-    np.testing.assert_allclose(ds.class_entropy, image_theory.entropy(ds.class_shares), atol=1e-5)
+    np.testing.assert_allclose(ds.class_entropy, base.entropy(ds.class_shares), atol=1e-5)
     np.testing.assert_allclose(ds.class_entropy + ds.kl_to_uniform, np.log(10), rtol=1e-5)
     assert np.isnan(ds.fid).all()  # there are no Inception weights
     assert (ds.classifier_frechet > 0).all() and (ds.feature_variance > 0).all()
@@ -147,7 +147,7 @@ def test_small_pools_lose_a_class():
     phi = np.asarray(image_arms.get("phi-0.2").phi)
     for pool_size, low, high in ((4, 0.0, 0.02), (20, 0.45, 0.5)):
         found = image_theory.predict(confusion, phi, 5.0, 1.0, pool_size, 25)
-        assert low <= image_theory.entropy(found.classes[-1]) <= high
+        assert low <= base.entropy(found.classes[-1]) <= high
         assert found.classes[-1, :2].sum() > 0.999
 
 

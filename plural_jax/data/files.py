@@ -188,7 +188,9 @@ def _network() -> Iterator[None]:
 def _fetch(url: str, part: Path, name: str, shown: Meter) -> None:
     """Bring `part` up to the length that the server says."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    # Some servers refuse the name that urllib gives itself.
+    headers = {"User-Agent": "plural_jax", **({"Range": f"bytes={done}-"} if done else {})}
+    request = urllib.request.Request(url, headers=headers)
     try:
         with _network():
             response = urllib.request.urlopen(request, timeout=_PATIENCE)

@@ -7,7 +7,7 @@ from plural_jax.experiments.base import Experiment, Run, execute
 
 #: Modules of this package that hold an `EXPERIMENT`, in the order in which they are listed.
 _MODULES = (
-    "c9", "e1", "e2", "e3", "e5", "e5_mixtures", "e6", "e6_mixtures", "e7",
+    "c9", "e1", "e2", "e3", "e4", "e5", "e5_mixtures", "e6", "e6_mixtures", "e7",
     "e8", "e9", "e9_images", "e9_mixtures", "phase", "survival",
 )  # fmt: skip
 #: Every experiment by the name that the command line uses.

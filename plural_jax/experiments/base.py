@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
@@ -140,6 +141,17 @@ def study(experiment: str, config: Any) -> dict[str, Any]:
 def config_of(dataset: xr.Dataset) -> dict[str, Any]:
     """The configuration that a dataset was computed with."""
     return json.loads(dataset.attrs["config"])
+
+
+def entropy(share: np.ndarray | xr.DataArray) -> np.ndarray:
+    """Shannon entropy in nats along the last axis.
+
+    Example:
+        >>> print(np.round(entropy(np.array([0.5, 0.5, 0.0])), 3))
+        0.693
+    """
+    values = np.asarray(share, np.float64)
+    return -np.sum(np.where(values > 0, values * np.log(np.where(values > 0, values, 1)), 0), axis=-1)
 
 
 def _write_json(path: Path, value: Any) -> None:

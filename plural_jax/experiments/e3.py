@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from matplotlib.figure import Figure
 from plural_jax import figures, labels
 from plural_jax import run as run_process
 from plural_jax.data import CLASSES
-from plural_jax.experiments import image_arms, image_theory, images
-from plural_jax.experiments.base import Experiment, config_of, study, titled
+from plural_jax.experiments import arms, image_arms, image_theory, images
+from plural_jax.experiments.base import Experiment, config_of, entropy, study, titled
 from plural_jax.process import Meter
 from plural_jax.progress import meter
 
@@ -37,37 +36,18 @@ def run(config: Config, store: Path | None = None, progress: bool | Meter = Fals
 
 def run_named(name: str, config: Config, store: Path | None, progress: bool | Meter) -> xr.Dataset:
     """The arms of a configuration as experiment `name`: rounds 0 (the pretrained flow) to T."""
-    arms = {arm: image_arms.get(arm) for arm in config.arms}
+    chosen = {arm: image_arms.get(arm) for arm in config.arms}
     shown = meter(progress)
     setup = images.prepare(config, shown)
     study_of = study(name, _plain(config))
     told = {"classifier": setup.classifier, "num_images": len(setup.real), "classes": list(CLASSES)}
-    attrs = labels.plain_attrs({**study_of, **told, "arms": list(arms)})
+    attrs = labels.plain_attrs({**study_of, **told, "arms": list(chosen)})
     found = []
-    for arm_name, arm in arms.items():
-        shown_arm = images.NamedMeter(shown, arm.title)
-        if store is None:
-            found.append(_arm(config, setup, arm, None, shown_arm).assign_attrs(attrs))
-            continue
-        # Not `with_suffix`, which takes the .1 of "phi-0.1" for a suffix.
-        rounds = Path(store).parent / "arms" / arm_name
-        done, partial = (rounds.with_name(arm_name + ending) for ending in (".zarr", ".zarr.partial"))
-        known = {**attrs, "arm": arm_name}
-        if not done.exists():
-            ds = _arm(config, setup, arm, rounds, shown_arm).assign_attrs(known)
-            shutil.rmtree(partial, ignore_errors=True)
-            ds.to_zarr(partial, consolidated=False)
-            os.replace(partial, done)
-            shutil.rmtree(rounds, ignore_errors=True)  # its checkpoints are of no more use
-        ds = xr.open_zarr(done, consolidated=False).load()
-        if ds.attrs != known:
-            raise ValueError(f"{str(done)!r} was run with another configuration; choose another folder.")
-        found.append(ds.assign_attrs(attrs))
-    dataset = xr.concat(found, dim="arm", combine_attrs="override").assign_coords(arm=np.arange(len(arms)))
-    if store is not None:
-        shutil.rmtree(store, ignore_errors=True)
-        dataset.to_zarr(store, consolidated=False)
-    return dataset
+    for arm_name, arm in chosen.items():
+        compute = partial(_arm, config, setup, arm, arms.NamedMeter(shown, arm.title))
+        found.append(arms.kept(store, arm_name, attrs, compute))
+    dataset = xr.concat(found, dim="arm", combine_attrs="override").assign_coords(arm=np.arange(len(chosen)))
+    return arms.together(store, dataset.drop_attrs(deep=False).assign_attrs(attrs))
 
 
 def _plain(config: Config) -> Config:
@@ -77,7 +57,7 @@ def _plain(config: Config) -> Config:
     return dataclasses.replace(config, data=None, classifier=None, inception=None, cache=None, **own)
 
 
-def _arm(config: Config, setup: images.Setup, arm: image_arms.Arm, folder: Path | None, shown: Meter) -> xr.Dataset:
+def _arm(config: Config, setup: images.Setup, arm: image_arms.Arm, shown: Meter, folder: Path | None) -> xr.Dataset:
     process = images.process_of(config, setup, arm)
     first, going = jax.random.split(jax.random.key(config.seed + 1))
     state = jax.jit(process.init)(first)
@@ -144,7 +124,7 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
                 "arm": arm.title,
                 "Frechet": float(last.classifier_frechet),
                 "entropy": float(last.class_entropy),
-                "predicted": float(image_theory.entropy(last.predicted_share_samples)),
+                "predicted": float(entropy(last.predicted_share_samples)),
                 "KL": float(last.kl_to_uniform),
                 "feature var": float(last.feature_variance),
                 "intra-class var": float(last.intra_class_variance),
@@ -191,16 +171,16 @@ def plot(ds: xr.Dataset) -> dict[str, Figure]:
 
 
 def _figure4(ds: xr.Dataset) -> Figure:
-    config, arms = config_of(ds), arms_of(ds)
-    colors = figures.sequence_colors(len(arms))
+    config, shown = config_of(ds), arms_of(ds)
+    looks = _looks(json.loads(ds.attrs["arms"]))
     figure, axes = figures.panels(2, rows=2, width=4.6, height=3.2, sharex=True)
-    for number, (arm, color) in enumerate(zip(arms, colors, strict=True)):
+    for number, (arm, look) in enumerate(zip(shown, looks, strict=True)):
         at = ds.isel(arm=number)
-        axes[0, 0].plot(ds.step, at.class_entropy, color=color, label=arm.title)
-        axes[0, 1].plot(ds.step, image_theory.entropy(at.predicted_share_samples), color=color)
-        axes[0, 1].plot(ds.step, image_theory.entropy(at.predicted_share_classes), color=color, ls=":", lw=1)
-        axes[1, 0].plot(ds.step, at.classifier_frechet, color=color)
-        axes[1, 1].plot(ds.step, at.feature_variance, color=color)
+        axes[0, 0].plot(ds.step, at.class_entropy, **look, label=arm.title)
+        axes[0, 1].plot(ds.step, entropy(at.predicted_share_samples), **look)
+        axes[0, 1].plot(ds.step, entropy(at.predicted_share_classes), **{**look, "ls": ":", "lw": 1})
+        axes[1, 0].plot(ds.step, at.classifier_frechet, **look)
+        axes[1, 1].plot(ds.step, at.feature_variance, **look)
     axes[0, 1].plot([], [], color="0.4", label="on samples")
     axes[0, 1].plot([], [], color="0.4", ls=":", lw=1, label="on classes")
     axes[0, 1].legend(title="exact density")
@@ -221,14 +201,29 @@ def _figure4(ds: xr.Dataset) -> Figure:
     return figure
 
 
+def _looks(names: list[str]) -> list[dict[str, Any]]:
+    """A line for each arm: balanced ones in a sequence of colours, polarized ones dashed in another, baselines by themselves."""
+    balanced = [n for n in names if n in ("two", "three", "four", "five")]
+    polarized = [n for n in names if n in image_arms.TABLE_1 and n not in balanced]
+    others = [n for n in names if n not in image_arms.TABLE_1]
+    looks: dict[str, dict[str, Any]] = {
+        n: {"color": c} for n, c in zip(balanced, figures.sequence_colors(len(balanced)), strict=True)
+    }
+    warm = figures.sequence_colors(len(polarized), "inferno", last=0.75)
+    looks |= {n: {"color": c, "ls": "--"} for n, c in zip(polarized, warm, strict=True)}
+    own = (figures.PREFERENCE_COLORS * len(others))[: len(others)]
+    looks |= {n: {"color": c, "ls": "-."} for n, c in zip(others, own, strict=True)}
+    return [looks[n] for n in names]
+
+
 def _samples(ds: xr.Dataset) -> Figure:
     """The same noise, by round (rows within an arm)."""
-    config, arms = config_of(ds), arms_of(ds)
+    config, shown_arms = config_of(ds), arms_of(ds)
     last = ds.sizes["step"] - 1
     rounds = sorted({0, last // 2, last})
     columns = min(ds.sizes["image"], 12)
-    figure, axes = figures.panels(1, rows=len(arms), width=0.62 * columns, height=0.62 * len(rounds) + 0.25)
-    for number, (ax, arm) in enumerate(zip(axes[:, 0], arms, strict=True)):
+    figure, axes = figures.panels(1, rows=len(shown_arms), width=0.62 * columns, height=0.62 * len(rounds) + 0.25)
+    for number, (ax, arm) in enumerate(zip(axes[:, 0], shown_arms, strict=True)):
         shown = ds.shown.isel(arm=number, step=rounds, image=slice(0, columns)).values.astype(np.uint8)
         framed = np.pad(shown, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
         size = framed.shape[2]

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 
 from plural_jax import Landscape, density
 from plural_jax.process import run
@@ -73,14 +72,3 @@ def _shares(
     first = jnp.log(jnp.asarray(start / start.sum(), jnp.result_type(float)))
     _, trace = run(process, process.init(first), num_steps, save="density")
     return np.concatenate([start[None], np.exp(np.asarray(trace.log_p, np.float64))])
-
-
-def entropy(share: np.ndarray | xr.DataArray) -> np.ndarray:
-    """Shannon entropy in nats along the last axis.
-
-    Example:
-        >>> print(np.round(entropy(np.array([0.5, 0.5, 0.0])), 3))
-        0.693
-    """
-    values = np.asarray(share, np.float64)
-    return -np.sum(np.where(values > 0, values * np.log(np.where(values > 0, values, 1)), 0), axis=-1)

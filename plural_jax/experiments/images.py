@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh
 from jax.tree_util import Partial
 
 from plural_jax import Process, data, metrics, models, retraining, rewards, run
-from plural_jax.experiments import image_arms
+from plural_jax.experiments import arms, image_arms
 from plural_jax.experiments.image_presets import PRESETS, Preset
 from plural_jax.metrics import ImageMetrics, Moments, moments
 from plural_jax.models.classifiers import load_classifier
@@ -215,7 +215,7 @@ def pretrained(network: models.Network, preset: Preset, real: np.ndarray, config
         key=going,
         checkpoint=folder / "run",
         checkpoint_every=1,
-        progress=NamedMeter(meter, "pretraining"),
+        progress=arms.NamedMeter(meter, "pretraining"),
     )
     models.save_params(folder / "params.npz", final.average)
     np.savetxt(folder / "loss.csv", np.stack([trace.step, trace.loss], 1), delimiter=",", header="step,loss")
@@ -386,19 +386,3 @@ def synthetic(num: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, str)) else float(value)
-
-
-class NamedMeter:
-    """A meter that says which part of a run its rounds belong to."""
-
-    def __init__(self, meter: Meter, name: str) -> None:
-        self.meter, self.name = meter, name
-
-    def start(self, total: int, description: str) -> None:
-        self.meter.start(total, f"{self.name}: {description}")
-
-    def advance(self, amount: int) -> None:
-        self.meter.advance(amount)
-
-    def stop(self) -> None:
-        self.meter.stop()

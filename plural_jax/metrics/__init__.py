@@ -1,4 +1,4 @@
-"""What the generated images of a round are like: class coverage and variances, Fréchet distances."""
+"""What the samples of a round are like: class coverage, variances and Fréchet distances of images, lengths of texts."""
 
 from plural_jax.metrics.classes import (
     ImageMetrics,
@@ -18,6 +18,7 @@ from plural_jax.metrics.frechet import (
     merge,
     moments,
 )
+from plural_jax.metrics.text import distinct_n, length_entropy, length_shares
 
 __all__ = [
     "ImageMetrics",
@@ -25,6 +26,7 @@ __all__ = [
     "class_entropy",
     "class_shares",
     "classifier_frechet_distance",
+    "distinct_n",
     "feature_variance",
     "fid",
     "frechet_distance",
@@ -32,6 +34,8 @@ __all__ = [
     "inception_moments",
     "intra_class_variance",
     "kl_to_uniform",
+    "length_entropy",
+    "length_shares",
     "merge",
     "moments",
 ]

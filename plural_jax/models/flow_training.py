@@ -23,6 +23,7 @@ from plural_jax._pytree import pytree_dataclass, set_field, static_field
 from plural_jax._typing import ArrayLike
 from plural_jax.models.flow_matching import couple_many, matching_loss
 from plural_jax.models.network import Network
+from plural_jax.models.schedules import clipped_adam
 from plural_jax.process import Process
 
 #: Steps whose couplings are computed together, at most; their batches lie in memory at the same time.
@@ -105,7 +106,7 @@ class TrainingInfo(NamedTuple):
 
 def start_training(training: FlowTraining, params: Any) -> TrainingState:
     """The state before the first step from given parameters."""
-    return TrainingState(params, params, _optimizer(training).init(params), jnp.int32(0))
+    return TrainingState(params, params, clipped_adam(training).init(params), jnp.int32(0))
 
 
 def train(
@@ -136,7 +137,7 @@ def train(
     groups = training.num_steps // length
     choosing, stepping = jax.random.split(key)
     chosen = _batches(choosing, training, samples.shape[0], weights).reshape(groups, length, training.batch_size)
-    optimizer = _optimizer(training)
+    optimizer = clipped_adam(training)
 
     def placed(x: Array, *spec: str | None) -> Array:
         return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
@@ -249,23 +250,6 @@ class _Rounds:
 
 def _first(network: Network, training: FlowTraining, key: Array, params: Any = None) -> TrainingState:
     return start_training(training, network.init(key) if params is None else params)
-
-
-def _optimizer(training: FlowTraining) -> optax.GradientTransformation:
-    warm_up, decay, highest = (jnp.asarray(x) for x in (training.warm_up, training.decay, training.learning_rate))
-
-    def rate(count: Array) -> Array:
-        s = jnp.asarray(count).astype(jnp.float32)
-        rising = jnp.minimum(1.0, (s + 1) / jnp.maximum(warm_up, 1.0))
-        along = jnp.minimum(1.0, s / jnp.maximum(decay, 1.0))
-        falling = jnp.where(decay > 0, 0.5 * (1 + jnp.cos(jnp.pi * along)), 1.0)
-        return highest * rising * falling
-
-    return optax.chain(
-        optax.clip_by_global_norm(training.clip),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(rate),
-    )
 
 
 @partial(jax.jit, static_argnames=("num",))

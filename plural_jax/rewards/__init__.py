@@ -18,19 +18,25 @@ from plural_jax.rewards.functions import (
     table,
 )
 from plural_jax.rewards.host import HostReward
+from plural_jax.rewards.text_length import LengthReward, WordCounter, length_reward, nearest_target, word_counter
 
 __all__ = [
     "Bump",
     "ClassProbability",
     "HostReward",
     "Items",
+    "LengthReward",
     "Plateau",
     "Quadratic",
     "Table",
+    "WordCounter",
     "bump",
     "class_probability",
     "items",
+    "length_reward",
+    "nearest_target",
     "plateau",
     "quadratic",
     "table",
+    "word_counter",
 ]
