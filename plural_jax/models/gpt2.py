@@ -28,6 +28,7 @@ from plural_jax.models.network import Params, _structure, functional
 
 _EPSILON = 1e-5
 _SPREAD = 0.02  # standard deviation of the start
+_AT_ONCE = 8  # positions of a cache that are read together
 
 
 @jax.tree_util.register_static
@@ -155,7 +156,7 @@ class _StartCache:
         config = self.config
         if length > config.context:
             raise ValueError(f"length must be at most the model's context={config.context}, got {length}.")
-        shape = (config.num_layers, length, n, config.width)
+        shape = (config.num_layers, -(-length // _AT_ONCE) * _AT_ONCE, n, config.width)
         return {name: jnp.zeros(shape, config.dtype) for name in ("keys", "values")}
 
 
@@ -208,28 +209,40 @@ class _Block(nnx.Module):
         x = x + _drop(self.attention_out(mixed), of_attention, config.dropout)
         return x + _drop(self._wide(x), of_wide, config.dropout), keys, values
 
-    def step(self, x: Array, cache: Any, layer: Array, position: Array) -> tuple[Array, Any]:
-        """One token of each text, [n, w], with what is known of the tokens before it."""
+    def step(self, x: Array, cache: Any, layer: Array, position: Array) -> tuple[Array, Array, Array]:
+        """One token of each text, [n, w], after those that the cache has; and the token's own key and value, [n, w]."""
         config = self.config
         query, key, value = jnp.split(self.attention_in(self.before_attention(x)), 3, axis=-1)
-        nothing = jnp.zeros_like(position)
-        at = (layer.astype(position.dtype), position, nothing, nothing)
-        cache = {
-            name: jax.lax.dynamic_update_slice(cache[name], new[None, None], at)
-            for name, new in (("keys", key), ("values", value))
-        }
-        parts = (-1, x.shape[0], config.num_heads, config.width // config.num_heads)
-        keys, values = (
-            jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).reshape(parts)
-            for name in ("keys", "values")
-        )
-        products = keys.astype(jnp.float32) * query.reshape(parts[1:]).astype(jnp.float32)
-        scores = jnp.sum(products, axis=-1) / math.sqrt(parts[-1])
-        seen = jnp.arange(keys.shape[0], dtype=position.dtype) <= position
-        shares = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=0)
-        mixed = jnp.sum(shares[..., None] * values.astype(jnp.float32), axis=0).reshape(x.shape).astype(x.dtype)
-        x = x + self.attention_out(mixed)
-        return x + self._wide(x), cache
+        parts = (x.shape[0], config.num_heads, config.width // config.num_heads)
+        sharp = query.reshape(parts).astype(jnp.float32) / math.sqrt(parts[-1])
+
+        def scores_and_values(keys: Array, values: Array) -> tuple[Array, Array]:
+            keys, values = (y.reshape(-1, *parts).astype(jnp.float32) for y in (keys, values))
+            return jnp.sum(keys * sharp, axis=-1), values
+
+        # A softmax over what the cache has, a few positions at a time, and no more of them than there are. It begins with the
+        # token itself and is kept relative to the highest score so far.
+        (highest,), (mixed,) = scores_and_values(key, value)
+        among = jnp.arange(_AT_ONCE, dtype=position.dtype)
+
+        def some(number: Array, sums: Any) -> Any:
+            highest, total, mixed = sums
+            first = number * _AT_ONCE
+            at = (layer.astype(position.dtype), first, jnp.zeros_like(first), jnp.zeros_like(first))
+            size = (1, _AT_ONCE, *x.shape)
+            scores, values = scores_and_values(*(jax.lax.dynamic_slice(cache[y], at, size) for y in ("keys", "values")))
+            scores = jnp.where((first + among < position)[:, None, None], scores, -jnp.inf)
+            higher = jnp.maximum(highest, jnp.max(scores, axis=0))
+            shrunk, shares = jnp.exp(highest - higher), jnp.exp(scores - higher)
+            mixed = mixed * shrunk[..., None]
+            for share, value in zip(shares, values, strict=True):  # on CPUs several times as fast as one sum
+                mixed = mixed + share[..., None] * value
+            return higher, total * shrunk + jnp.sum(shares, axis=0), mixed
+
+        start = (highest, jnp.ones_like(highest), mixed)
+        _, total, mixed = jax.lax.fori_loop(0, -(-position // _AT_ONCE), some, start)
+        x = x + self.attention_out((mixed / total[..., None]).reshape(x.shape).astype(x.dtype))
+        return x + self._wide(x), key, value
 
     def _wide(self, x: Array) -> Array:
         return self.wide_out(jax.nn.gelu(self.wide_in(self.before_wide(x)), approximate=True))
@@ -269,13 +282,17 @@ class _GPT2(nnx.Module):
         x = self._look_up(token) + self._row(position)
         structure, blocks = nnx.split(self.blocks)
 
-        def through(carry: Any, given: Any) -> tuple[Any, None]:
-            (x, cache), (number, block) = carry, given
-            # The cache is carried, not scanned over: so a row of it is written in place and nothing is copied.
-            return nnx.merge(structure, block).step(x, cache, number, position), None
+        def through(x: Array, given: Any) -> tuple[Array, Any]:
+            number, block = given
+            x, key, value = nnx.merge(structure, block).step(x, cache, number, position)
+            return x, {"keys": key[None], "values": value[None]}
 
+        # The scan only reads the cache, and what is new is written at once: so it is written in place and nothing is copied.
         numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-        (x, cache), _ = jax.lax.scan(through, (x, cache), (numbers, blocks))
+        x, new = jax.lax.scan(through, x, (numbers, blocks))
+        nothing = jnp.zeros_like(position)
+        at = (nothing, position, nothing, nothing)
+        cache = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, at), cache, new)
         return self.head(self.last(x)), cache
 
     def _through(self, tokens: Array, key: Array | None, keep: bool) -> tuple[Array, Any]:

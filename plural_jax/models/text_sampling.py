@@ -181,8 +181,7 @@ def nucleus_sample(key: Array, logits: Array, temperature: ArrayLike, top_p: Arr
         row = _place(jnp.where(inside > above[:, None, None], inside, jnp.zeros_like(inside)), at[1])
         drawn = jnp.take_along_axis(inside, row[..., None], axis=2)  # [n, tries, 1]
         # For every try, the masses of what is more likely by columns: their sum decides, and they begin the next round.
-        more = jnp.where(mass[:, None] > drawn[..., None], mass[:, None], jnp.zeros_like(mass[:, None]))
-        more = jnp.sum(more, axis=2)  # [n, tries, columns]
+        more = _masses_above(mass, drawn[..., 0])  # [n, tries, columns]
         # Not "below": sums that are NaN must not go on for ever, and at 1 the least likely token must not be lost to rounding.
         kept = ~(jnp.sum(more, axis=2) >= enough) | (top_p >= 1)
         first = jnp.argmax(kept, axis=1)[:, None]
@@ -195,6 +194,28 @@ def nucleus_sample(key: Array, logits: Array, temperature: ArrayLike, top_p: Arr
 
     start = (jnp.int32(0), jnp.full(n, -1, dtype), sums, jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
     return jnp.minimum(jax.lax.while_loop(goes_on, try_again, start)[3], num_tokens - 1)
+
+
+def _masses_above(mass: Array, bounds: Array) -> Array:
+    """For each column of the tables [n, rows, columns], the mass of what is above each bound, [n, m]: [n, m, columns]."""
+
+    def at_once(mass: Array, bounds: Array) -> Array:
+        return jnp.sum(jnp.where(mass[:, None] > bounds[..., None, None], mass[:, None], 0), axis=2)
+
+    def one_by_one(mass: Array, bounds: Array) -> Array:
+        # A table stays in the cache of a processor and its sums in registers: 7 ms of 95 for 200 rows of 50,257.
+        def table(given: tuple[Array, Array]) -> Array:
+            mass, bounds = given
+
+            def row(number: Array, sums: Array) -> Array:
+                part = jax.lax.dynamic_index_in_dim(mass, number, keepdims=False)
+                return sums + jnp.where(part > bounds[:, None], part, 0)
+
+            return jax.lax.fori_loop(0, mass.shape[0], row, jnp.zeros((bounds.shape[0], mass.shape[1]), mass.dtype))
+
+        return jax.lax.map(table, (mass, bounds))
+
+    return jax.lax.platform_dependent(mass, bounds, cpu=one_by_one, default=at_once)
 
 
 def _place(mass: Array, at: Array) -> Array:
