@@ -126,7 +126,7 @@ def test_prediction_against_a_hand_made_round(rng):
     """K = 2, one preference, three images: P(win) pairwise, and classes by their mean rewards."""
     probabilities = rng.dirichlet(np.ones(3), size=4)
     gamma = 3.0
-    found = image_theory.predict(probabilities, np.array([1.0, 0.0]), gamma, 1.0, 2, 1)
+    found = image_theory.predict(probabilities, [0, 2], np.array([1.0, 0.0]), gamma, 1.0, 2, 1)
     reward = np.exp(gamma * probabilities[:, 0])
     p = np.full(4, 0.25)
     after = p * 2 * (p[None, :] * reward[:, None] / (reward[:, None] + reward[None, :])).sum(1)
@@ -146,9 +146,21 @@ def test_small_pools_lose_a_class():
     np.fill_diagonal(confusion, 0.92)
     phi = np.asarray(image_arms.get("phi-0.2").phi)
     for pool_size, low, high in ((4, 0.0, 0.02), (20, 0.45, 0.5)):
-        found = image_theory.predict(confusion, phi, 5.0, 1.0, pool_size, 25)
+        found = image_theory.predict(confusion, range(5), phi, 5.0, 1.0, pool_size, 25)
         assert low <= base.entropy(found.classes[-1]) <= high
         assert found.classes[-1, :2].sum() > 0.999
+
+
+def test_preferences_are_for_the_classes_that_were_chosen():
+    """Another choice of classes: rewards, basins and the prediction go with it."""
+    chosen = ("truck", "cat", "airplane", "dog", "deer")
+    preset = images.sized(e3.Config(**SMALL, classes=chosen))
+    assert images.classes_of(preset) == (9, 3, 0, 5, 4)
+    found = images._predicted_preference(images._preferred(preset), lambda x: (jnp.eye(10)[x], None), jnp.arange(10))
+    assert found.tolist() == [2, 5, 5, 1, 4, 3, 5, 5, 5, 0]
+    sure = np.eye(10) * 0.9 + 0.01
+    shares = image_theory.predict(sure, (9, 3), np.array([0.5, 0.5]), 5.0, 1.0, 4, 20).classes[-1]
+    assert shares[9] == pytest.approx(0.5, abs=1e-3) and shares[3] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_table_1_has_the_papers_rows():
@@ -184,6 +196,8 @@ def test_baselines_are_processes():
     [
         ({"arms": ("seven",)}, "arms must be among two, three"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"classes": ("cat", "dog")}, "classes must be 5 different ones of airplane, .*, got cat dog"),
+        ({"classes": ("cat", "dog", "cow", "ship", "deer")}, "got cat dog cow ship deer"),
         ({"preset": "cpu", "classifier": "nowhere.npz", "data": "/nonexistent"}, "path"),
     ],
 )

@@ -53,7 +53,7 @@ def run_named(name: str, config: Config, store: Path | None, progress: bool | Me
 def _plain(config: Config) -> Config:
     """The configuration without where its files lie, which is no part of a result, but with the sizes of its preset."""
     sized = images.sized(config)
-    own = {name: getattr(sized, name) for name in ("num_steps", "num_candidates", "num_curated")}
+    own = {name: getattr(sized, name) for name in ("num_steps", "num_candidates", "num_curated", "classes")}
     return dataclasses.replace(config, data=None, classifier=None, inception=None, cache=None, **own)
 
 
@@ -74,7 +74,7 @@ def _arm(config: Config, setup: images.Setup, arm: image_arms.Arm, shown: Meter,
         progress=shown,
     )
     theory = image_theory.predict(
-        np.asarray(jax.nn.softmax(logits, 1), np.float64), np.asarray(arm.phi), config.gamma, config.temperature,
+        np.asarray(jax.nn.softmax(logits, 1), np.float64), images.classes_of(setup.preset), np.asarray(arm.phi), config.gamma, config.temperature,
         config.pool_size, setup.preset.num_steps,
     )  # fmt: skip
     rewards = np.asarray(state.rewards, np.float64)
@@ -137,17 +137,18 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
         )
         for i in np.flatnonzero(np.asarray(arm.phi)):
             later = at.leakage.isel(preference=i, step=slice(1, None))
-            share = at.class_shares.isel({"class": i})
+            number_of = CLASSES.index(config["classes"][i])
+            share = at.class_shares.isel({"class": number_of})
             leaks.append(
                 {
                     "arm": arm.title,
-                    "class": CLASSES[i],
+                    "class": config["classes"][i],
                     "phi": arm.phi[i],
                     "leakage, first round": float(later[0]),
                     "last round": float(later[-1]),
                     "share before": float(share[0]),
                     "share after": float(share[-1]),
-                    "predicted": float(last.predicted_share_samples.isel({"class": i})),
+                    "predicted": float(last.predicted_share_samples.isel({"class": number_of})),
                 }
             )
     start = (
@@ -244,7 +245,7 @@ def _samples(ds: xr.Dataset) -> Figure:
 def _parameters(ds: xr.Dataset, config: dict[str, Any]) -> str:
     return (
         f"γ = {config['gamma']:g}, temperature {config['temperature']:g}, K = {config['pool_size']}; {config['num_curated']} "
-        f"curated of {config['num_candidates']} images a round; preset {config['preset']}, seed {config['seed']}; "
+        f"curated of {config['num_candidates']} images a round; preferences for {', '.join(config['classes'])}; preset {config['preset']}, seed {config['seed']}; "
         f"classifier: {ds.attrs['classifier']}"
     )
 

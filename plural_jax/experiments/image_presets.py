@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plural_jax.data import CLASSES
 from plural_jax.models import FlowTraining, Integrator
 
 
@@ -23,6 +24,8 @@ class Preset:
         num_candidates: generated in a round.
         num_curated: curated draws of a round.
         num_steps: rounds of retraining.
+        classes: what the preferences prefer, by name. A basin needs mass from the start (Assumption 1): a small flow makes hardly
+            any airplanes or cars, so its preset takes classes that it does make.
         synthetic: height and width of synthetic images, in place of CIFAR-10.
     """
 
@@ -35,6 +38,7 @@ class Preset:
     num_candidates: int
     num_curated: int
     num_steps: int
+    classes: tuple[str, ...] = CLASSES[:5]
     coarse: int | None = None
     dtype: str = "float32"
     synthetic: int | None = None
@@ -56,6 +60,7 @@ PRESETS: dict[str, Preset] = {
     "cpu": Preset(
         network="3M",
         coarse=24,
+        classes=("deer", "dog", "cat", "frog", "ship"),
         pretraining_rounds=70,
         pretraining=FlowTraining(
             num_steps=100, batch_size=64, learning_rate=1e-3, warm_up=100, decay=7000, average=0.998

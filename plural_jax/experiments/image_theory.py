@@ -12,6 +12,7 @@ as its training of a round takes it, and it generates images that were not among
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -29,13 +30,20 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    probabilities: np.ndarray, phi: np.ndarray, gamma: float, temperature: float, pool_size: float, num_steps: int
+    probabilities: np.ndarray,
+    preferred: Sequence[int],
+    phi: np.ndarray,
+    gamma: float,
+    temperature: float,
+    pool_size: float,
+    num_steps: int,
 ) -> Prediction:
     """Shares of the predicted classes by round, from the probabilities of the candidates before the first.
 
     Args:
         probabilities: the classifier's, of n candidates, [n, c].
-        phi: weights of the preferences, [m]; preference i is class i.
+        preferred: the class of each preference, m numbers.
+        phi: weights of the preferences, [m].
         gamma, temperature, pool_size: of the experiment.
         num_steps: T.
 
@@ -45,7 +53,7 @@ def predict(
     Example:
         >>> import numpy as np
         >>> sure = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9]])
-        >>> found = predict(sure, np.array([1.0, 0.0]), gamma=5.0, temperature=1.0, pool_size=4, num_steps=8)
+        >>> found = predict(sure, [0, 1], np.array([1.0, 0.0]), gamma=5.0, temperature=1.0, pool_size=4, num_steps=8)
         >>> bool(found.classes[-1, 0] > 0.999)
         True
     """
@@ -54,12 +62,14 @@ def predict(
     members = np.eye(c)[predicted]  # [n, c]
     share = members.mean(0)
     present = share > 0
-    m = len(phi)
+    wanted = list(preferred)
     confusion = (members.T @ probabilities)[present] / members.sum(0)[present, None]  # [present, c]
     by_class = np.zeros((num_steps + 1, c))
-    by_class[:, present] = _shares(confusion[:, :m].T * gamma, share[present], phi, temperature, pool_size, num_steps)
+    by_class[:, present] = _shares(
+        confusion[:, wanted].T * gamma, share[present], phi, temperature, pool_size, num_steps
+    )
     uniform = np.full(len(probabilities), 1 / len(probabilities))
-    atoms = _shares(probabilities[:, :m].T * gamma, uniform, phi, temperature, pool_size, num_steps)
+    atoms = _shares(probabilities[:, wanted].T * gamma, uniform, phi, temperature, pool_size, num_steps)
     return Prediction(by_class, atoms @ members)
 
 

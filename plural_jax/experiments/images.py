@@ -1,6 +1,6 @@
 """What the image experiments share (C.5): data, classifier, pretrained flow, and one arm of retraining.
 
-Rewards are `gamma P_c(x)` for the first five of CIFAR-10's classes, from a classifier that also says what class an image is taken
+Rewards are `gamma P_c(x)` for five of CIFAR-10's classes, from a classifier that also says what class an image is taken
 for and in which features images are compared. The flow is pretrained once and kept in the cache; every arm starts from it, draws
 the same noise and the same choices as every other arm, and is one run of `pj.retraining.loop`, saved after every round.
 """
@@ -41,6 +41,8 @@ class Config:
     """Sizes: seconds on synthetic images, CIFAR-10 on a few cores, or the paper's on a large GPU."""
     arms: tuple[str, ...] = tuple(image_arms.TABLE_1)
     """Which arms to run: those of Table 1, or averaged, per-round, none, greedy, real, accumulated (E9)."""
+    classes: tuple[str, ...] | None = None
+    """Classes that the five preferences prefer; default: the preset's, those that its flow can make."""
     gamma: float = 5.0
     """Reward of an image that the classifier is sure of: r_c(x) = gamma P_c(x)."""
     temperature: float = 1.0
@@ -97,7 +99,20 @@ def sized(config: Config) -> Preset:
     for name, value in own.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if config.classes is not None:
+        unknown = [name for name in config.classes if name not in data.CLASSES]
+        if unknown or len(set(config.classes)) != image_arms.NUM_PREFERENCES:
+            raise ValueError(
+                f"classes must be {image_arms.NUM_PREFERENCES} different ones of {', '.join(data.CLASSES)}, "
+                f"got {' '.join(config.classes)}."
+            )
+        own["classes"] = config.classes
     return dataclasses.replace(PRESETS[config.preset], **{k: v for k, v in own.items() if v is not None})
+
+
+def classes_of(preset: Preset) -> tuple[int, ...]:
+    """Numbers of the classes that the preferences prefer."""
+    return tuple(data.CLASSES.index(name) for name in preset.classes)
 
 
 def network_of(preset: Preset) -> models.Network:
@@ -243,14 +258,14 @@ def process_of(config: Config, setup: Setup, arm: image_arms.Arm) -> Process:
         options = {"accumulate": preset.num_steps}
     return retraining.loop(
         model,
-        rewards.class_probability(Partial(_probabilities, look), range(image_arms.NUM_PREFERENCES), config.gamma),
+        rewards.class_probability(Partial(_probabilities, look), classes_of(preset), config.gamma),
         arm.phi,
         policy=None if arm.policy is None else arm.policy(arm.phi),
         num_candidates=preset.num_candidates,
         num_curated=preset.num_curated,
         pool_size=config.pool_size,
         temperature=config.temperature,
-        basin=Partial(_predicted_preference, look),
+        basin=Partial(_predicted_preference, _preferred(preset), look),
         measure=Partial(measuring(setup), look, setup.of_real),
         **options,
     )
@@ -345,10 +360,15 @@ def _probabilities(look: Any, images: Array) -> Array:
     return jax.nn.softmax(look(images)[0], axis=1)
 
 
-def _predicted_preference(look: Any, images: Array) -> Array:
-    """The preference whose class an image is taken for; for any other class their number, which counts as leakage (C.7)."""
-    predicted = jnp.argmax(look(images)[0], axis=1)
-    return jnp.minimum(predicted, image_arms.NUM_PREFERENCES)
+def _preferred(preset: Preset) -> Array:
+    """The preference for each class; for a class that none prefers their number, which counts as leakage (C.7)."""
+    wanted = jnp.full(len(data.CLASSES), image_arms.NUM_PREFERENCES, jnp.int32)
+    return wanted.at[np.asarray(classes_of(preset))].set(jnp.arange(image_arms.NUM_PREFERENCES, dtype=jnp.int32))
+
+
+def _predicted_preference(preferred: Array, look: Any, images: Array) -> Array:
+    """The preference for the class that an image is taken for."""
+    return preferred[jnp.argmax(look(images)[0], axis=1)]
 
 
 class NearestColor:
