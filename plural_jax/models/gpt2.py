@@ -92,6 +92,7 @@ class LanguageModel(NamedTuple):
         fill: `(params, cache, tokens) -> cache` after reading the first tokens, int [n, l], in one pass.
         step: `(params, cache, token, position) -> (logits, cache)` after one more token, int [n], which is number `position`, a
             scalar that may be traced, from 0 to `length - 1`; logits float32 [n, num_tokens].
+        keep: `(cache, rows) -> cache` of some of the texts, int [m].
         config: what the model is; static.
     """
 
@@ -102,6 +103,7 @@ class LanguageModel(NamedTuple):
     start_cache: Callable[[int, int], Any]
     fill: Callable[[Params, Any, Array], Any]
     step: Callable[[Params, Any, Array, Any], tuple[Array, Any]]
+    keep: Callable[[Any, Array], Any]
     config: GPT2Config
 
 
@@ -132,7 +134,9 @@ def gpt2(config: GPT2Config | str = "paper") -> LanguageModel:
         config = GPT2S[config]
     methods = {name: Partial(_Method(config, name)) for name in ("apply", "hidden", "head", "fill", "step")}
     init = functional(_GPT2, config, ()).init
-    return LanguageModel(init=init, start_cache=Partial(_StartCache(config)), config=config, **methods)
+    return LanguageModel(
+        init=init, start_cache=Partial(_StartCache(config)), keep=Partial(_keep), config=config, **methods
+    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,10 @@ class _StartCache:
             raise ValueError(f"length must be at most the model's context={config.context}, got {length}.")
         shape = (config.num_layers, -(-length // _AT_ONCE) * _AT_ONCE, n, config.width)
         return {name: jnp.zeros(shape, config.dtype) for name in ("keys", "values")}
+
+
+def _keep(cache: Any, rows: Array) -> Any:
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=2, mode="clip"), cache)
 
 
 def _linear(inputs: int, outputs: int, spread: float, rngs: nnx.Rngs, config: GPT2Config) -> nnx.Linear:
