@@ -127,6 +127,9 @@ def loop(
     if np.ndim(temperature) != 0 or (value is not None and value < 0):
         raise ValueError(f"temperature must be one number that is not negative, got {_validate.shown(temperature)}.")
     dtype = jnp.result_type(float)
+    # Plain functions will do: they become part of the structure.
+    log_prob = None if model.log_prob is None else _partial(model.log_prob)
+    model = Model(_partial(model.init), _partial(model.sample), _partial(model.fit), log_prob)
     _check_real(real, real_weight)
     rounds = 0 if accumulate is None else _validate.positive_integer(accumulate, "accumulate")
     initial = num_curated * _validate.positive_integer(initial_sets, "initial_sets") if rounds else 0

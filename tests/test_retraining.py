@@ -273,6 +273,24 @@ def test_refused(arguments, message):
         retraining.loop(given.pop("model"), given.pop("reward"), given.pop("phi"), **given)
 
 
+def test_a_model_of_plain_functions(key):
+    """A newcomer's model: a coin, fit by its mean; no `Partial`, no log-density."""
+
+    def fit(key, p, samples, weights):
+        return jnp.mean(samples)
+
+    coin = pj.models.Model(
+        init=lambda key: jnp.asarray(0.5),
+        sample=lambda key, p, num: jax.random.bernoulli(key, p, (num,)).astype(jnp.float64),
+        fit=fit,
+    )
+    process = retraining.loop(
+        coin, lambda x: jnp.stack([x, -x], -1), phi=[1.0, 0.0], num_candidates=400, num_curated=400
+    )
+    final, _ = pj.run(process, process.init(key), num_steps=12, key=key)
+    assert float(final.params) > 0.95
+
+
 def test_a_step_needs_a_key(setting, key):
     rewards, log_p, phi = setting
     process = retraining.loop(histogram(log_p), pj.rewards.items(rewards), phi)

@@ -74,8 +74,8 @@ def _arm(config: Config, setup: images.Setup, arm: image_arms.Arm, shown: Meter,
         progress=shown,
     )
     theory = image_theory.predict(
-        np.asarray(jax.nn.softmax(logits, 1), np.float64), images.classes_of(setup.preset), np.asarray(arm.phi), config.gamma, config.temperature,
-        config.pool_size, setup.preset.num_steps,
+        np.asarray(jax.nn.softmax(logits, 1), np.float64), images.classes_of(setup.preset), np.asarray(arm.phi), config.gamma,
+        config.temperature, config.pool_size, setup.preset.num_steps,
     )  # fmt: skip
     rewards = np.asarray(state.rewards, np.float64)
     start = {
@@ -244,9 +244,9 @@ def _samples(ds: xr.Dataset) -> Figure:
 
 def _parameters(ds: xr.Dataset, config: dict[str, Any]) -> str:
     return (
-        f"γ = {config['gamma']:g}, temperature {config['temperature']:g}, K = {config['pool_size']}; {config['num_curated']} "
-        f"curated of {config['num_candidates']} images a round; preferences for {', '.join(config['classes'])}; preset {config['preset']}, seed {config['seed']}; "
-        f"classifier: {ds.attrs['classifier']}"
+        f"preferences for {', '.join(config['classes'])}; γ = {config['gamma']:g}, temperature {config['temperature']:g}, "
+        f"K = {config['pool_size']}; {config['num_curated']} curated of {config['num_candidates']} images a round; "
+        f"preset {config['preset']}, seed {config['seed']}; classifier: {ds.attrs['classifier']}"
     )
 
 

@@ -92,7 +92,7 @@ class Setup(NamedTuple):
     """
 
     preset: Preset
-    decoder: models.LanguageModel
+    decoder: models.Decoder
     params: Any
     codes: data.BytePairs
     counter: Any
@@ -153,7 +153,7 @@ def prepare(config: Config, meter: Meter) -> Setup:
 
 
 def pretrained(
-    decoder: models.LanguageModel, preset: Preset, codes: data.BytePairs, texts: list[str], held_out: Array, config: Config,
+    decoder: models.Decoder, preset: Preset, codes: data.BytePairs, texts: list[str], held_out: Array, config: Config,
     meter: Meter,
 ) -> tuple[Any, dict[str, float]]:  # fmt: skip
     """Parameters of the model pretrained on real texts, and its losses: from the cache, or trained now and kept there."""
@@ -195,7 +195,7 @@ def pretrained(
 _loss = jax.jit(models.mean_loss)
 
 
-def model_of(config: Config, preset: Preset, decoder: models.LanguageModel, params: Any) -> models.Model:
+def model_of(config: Config, preset: Preset, decoder: models.Decoder, params: Any) -> models.Model:
     """The pretrained language model as a model that is refit."""
     return models.language_model(
         decoder,

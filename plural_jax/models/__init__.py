@@ -8,7 +8,7 @@ from plural_jax.models.counting import histogram
 from plural_jax.models.dense import dense_field
 from plural_jax.models.flow import Integrator, flow, integrate, log_density
 from plural_jax.models.flow_training import FlowTraining, pretraining
-from plural_jax.models.gpt2 import GPT2S, GPT2Config, LanguageModel, gpt2
+from plural_jax.models.gpt2 import GPT2S, Decoder, GPT2Config, gpt2
 from plural_jax.models.gpt2_files import load_gpt2, save_gpt2
 from plural_jax.models.inception import find_inception, load_inception
 from plural_jax.models.language_model import language_model, mean_loss
@@ -23,12 +23,12 @@ __all__ = [
     "GPT2S",
     "UNETS",
     "Codec",
+    "Decoder",
     "EMResult",
     "FlowTraining",
     "GPT2Config",
     "Integrator",
     "KMeansResult",
-    "LanguageModel",
     "MixtureParams",
     "Model",
     "Network",

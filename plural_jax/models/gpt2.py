@@ -79,7 +79,7 @@ GPT2S: dict[str, GPT2Config] = {
 }
 
 
-class LanguageModel(NamedTuple):
+class Decoder(NamedTuple):
     """A model of texts as pure functions. A cache is what the blocks remember of the tokens that they have read.
 
     Attributes:
@@ -107,14 +107,14 @@ class LanguageModel(NamedTuple):
     config: GPT2Config
 
 
-def gpt2(config: GPT2Config | str = "paper") -> LanguageModel:
+def gpt2(config: GPT2Config | str = "paper") -> Decoder:
     """A GPT-2 as pure functions; equal configurations give equal functions, so nothing compiles twice.
 
     Args:
         config: a `GPT2Config`, or the name of a preset: "tiny" or "paper" (30 M parameters, of which 19 M are the tokens').
 
     Returns:
-        A `LanguageModel`. It starts as GPT-2 does: weights `N(0, 0.02²)`, those that end a branch `N(0, 0.02² / (2 layers))`.
+        A `Decoder`. It starts as GPT-2 does: weights `N(0, 0.02²)`, those that end a branch `N(0, 0.02² / (2 layers))`.
 
     Raises:
         ValueError: there is no such preset.
@@ -134,9 +134,7 @@ def gpt2(config: GPT2Config | str = "paper") -> LanguageModel:
         config = GPT2S[config]
     methods = {name: Partial(_Method(config, name)) for name in ("apply", "hidden", "head", "fill", "step")}
     init = functional(_GPT2, config, ()).init
-    return LanguageModel(
-        init=init, start_cache=Partial(_StartCache(config)), keep=Partial(_keep), config=config, **methods
-    )
+    return Decoder(init=init, start_cache=Partial(_StartCache(config)), keep=Partial(_keep), config=config, **methods)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plural_jax.models.classifiers.state_dict import read_state_dict
-from plural_jax.models.gpt2 import GPT2Config, LanguageModel, gpt2
+from plural_jax.models.gpt2 import Decoder, GPT2Config, gpt2
 from plural_jax.models.network import Params
 
 _PREFIX = "transformer."
@@ -50,7 +50,7 @@ _FORMULAS: dict[str, tuple[Any, ...]] = {
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
-def load_gpt2(path: str | Path, config: GPT2Config | None = None) -> tuple[LanguageModel, Params]:
+def load_gpt2(path: str | Path, config: GPT2Config | None = None) -> tuple[Decoder, Params]:
     """A GPT-2 from a folder that Hugging Face's `save_pretrained` or our `save_gpt2` wrote.
 
     Names of arrays may have the prefix `transformer.` or not, the output head may be there again, and masks of the attention,
@@ -98,7 +98,7 @@ def load_gpt2(path: str | Path, config: GPT2Config | None = None) -> tuple[Langu
     return gpt2(found), jax.tree.map(jnp.asarray, params)
 
 
-def save_gpt2(path: str | Path, model: LanguageModel | GPT2Config, params: Params) -> None:
+def save_gpt2(path: str | Path, model: Decoder | GPT2Config, params: Params) -> None:
     """Write a GPT-2 as a folder that `load_gpt2` and `transformers.GPT2LMHeadModel.from_pretrained` read.
 
     Each file appears whole or not at all.

@@ -17,9 +17,8 @@ from jax.tree_util import Partial
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.models.base import Model
-from plural_jax.models.gpt2 import LanguageModel as Decoder
-from plural_jax.models.text_sampling import _check as check_sampling
-from plural_jax.models.text_sampling import generate
+from plural_jax.models.gpt2 import Decoder
+from plural_jax.models.text_sampling import check_sampling, generate
 from plural_jax.models.text_training import TextTraining, start_text_training, token_losses, train_text
 
 

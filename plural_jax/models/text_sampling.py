@@ -13,7 +13,7 @@ from jax import Array
 
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
-from plural_jax.models.gpt2 import LanguageModel
+from plural_jax.models.gpt2 import Decoder
 from plural_jax.models.network import Params
 
 _TRIES = 4
@@ -21,7 +21,7 @@ _FEWEST = 32  # rows, below which a network's step hardly gets cheaper
 
 
 def generate(
-    model: LanguageModel,
+    model: Decoder,
     params: Params,
     key: Array,
     num: int,
@@ -67,7 +67,7 @@ def generate(
     num, length = _validate.positive_integer(num, "num"), _validate.positive_integer(length, "length")
     if length > model.config.context:
         raise ValueError(f"length must be at most the model's context={model.config.context}, got {length}.")
-    _check(temperature, top_p)
+    check_sampling(temperature, top_p)
     if prompt is not None:
         prompt = jnp.asarray(prompt)
         if prompt.ndim != 2 or prompt.shape[0] != num or not 0 < prompt.shape[1] < length:
@@ -81,7 +81,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("num", "length"))
 def _generate(
-    model: LanguageModel,
+    model: Decoder,
     params: Params,
     key: Array,
     temperature: Array,
@@ -170,7 +170,7 @@ def nucleus_sample(key: Array, logits: Array, temperature: ArrayLike, top_p: Arr
 
     Source: C.6 of the paper; Holtzman et al. 2020.
     """
-    _check(temperature, top_p)
+    check_sampling(temperature, top_p)
     dtype = logits.dtype
     n, num_tokens = logits.shape
     temperature, top_p = jnp.asarray(temperature, dtype), jnp.asarray(top_p, dtype)
@@ -243,7 +243,7 @@ def _place(mass: Array, at: Array) -> Array:
     return jnp.minimum(jnp.sum(ends <= at[..., None], axis=-1, dtype=jnp.int32), mass.shape[-1] - 1)
 
 
-def _check(temperature: ArrayLike, top_p: ArrayLike) -> None:
+def check_sampling(temperature: ArrayLike, top_p: ArrayLike) -> None:
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if np.ndim(value):  # of a tracer too
             raise ValueError(f"{name} must be a single number, got shape {np.shape(value)}.")

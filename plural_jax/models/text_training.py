@@ -25,7 +25,7 @@ from jax.tree_util import Partial
 from plural_jax import _validate
 from plural_jax._pytree import pytree_dataclass, set_field, static_field
 from plural_jax._typing import ArrayLike
-from plural_jax.models.gpt2 import LanguageModel as Decoder
+from plural_jax.models.gpt2 import Decoder
 from plural_jax.models.schedules import clipped_adam
 from plural_jax.process import Process
 
