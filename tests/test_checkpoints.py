@@ -410,16 +410,14 @@ import sys
 import jax
 jax.config.update("jax_enable_x64", True)
 import plural_jax as pj
-from tests.test_checkpoints import KEY, RUNS
-
-make, start = RUNS[sys.argv[3]]
+from tests.test_checkpoints import KEY, mixed, mixed_start
 
 class Told:
     def start(self, total, description): print("started", flush=True)
     def advance(self, amount): print(amount, flush=True)
     def stop(self): pass
 
-pj.run(make(), start(), int(sys.argv[2]), key=KEY, checkpoint=sys.argv[1], checkpoint_every=5, progress=Told())
+pj.run(mixed(), mixed_start(), int(sys.argv[2]), key=KEY, checkpoint=sys.argv[1], checkpoint_every=5, progress=Told())
 print("done", flush=True)
 """
 
@@ -428,23 +426,11 @@ def _root():
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def retrained():
-    """A Gaussian mixture retrained on its own curated samples."""
-    reward = pj.rewards.quadratic([[-2.0, 0.0], [2.0, 0.0]], 0.5)
-    model = pj.models.gaussian_mixture(one_component_rounds=5)
-    return pj.retraining.loop(model, reward, [0.5, 0.5], num_candidates=200, num_curated=100)
-
-
-RUNS = {"mixed": (mixed, mixed_start), "retraining": (retrained, lambda: retrained().init(KEY))}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_killed_run_goes_on(tmp_path, name):
+def test_killed_run_goes_on(tmp_path):
     """SIGKILL at a random moment, computing or writing; the rest is computed here, by another process."""
-    make, start = RUNS[name]
     num_steps, folder = 120, tmp_path / "run"
     wait = secrets.randbelow(500) / 1000
-    words = [sys.executable, "-c", _CHILD, str(folder), str(num_steps), name]
+    words = [sys.executable, "-c", _CHILD, str(folder), str(num_steps)]
     environment = {**os.environ, "PYTHONPATH": _root(), "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
     child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, cwd=_root())
     assert child.stdout.readline().strip() == "started"
@@ -454,10 +440,26 @@ def test_killed_run_goes_on(tmp_path, name):
     told = child.communicate()[0]
     meter = Interrupt()
     kwargs = {"key": KEY, "checkpoint_every": 5}
-    resumed = pj.run(make(), start(), num_steps, checkpoint=folder, progress=meter, **kwargs)
+    resumed = pj.run(mixed(), mixed_start(), num_steps, checkpoint=folder, progress=meter, **kwargs)
     assert "done" not in told
     # The checkpoint of a piece is complete before the meter hears of it; one more may have been written since.
     assert meter.told[0] - 5 * len(told.split()) in (5, 10), f"killed after {wait} s"
-    whole = pj.run(make(), start(), num_steps, checkpoint=tmp_path / "whole", **kwargs)
+    whole = pj.run(mixed(), mixed_start(), num_steps, checkpoint=tmp_path / "whole", **kwargs)
     assert_identical(resumed, whole)
     assert rounds_in(folder) == [115, 120]
+
+
+def test_interrupted_retraining_goes_on(tmp_path):
+    """A Gaussian mixture retrained on its own curated samples; every run makes its process anew, as a new program does."""
+
+    def retrained():
+        reward = pj.rewards.quadratic([[-2.0, 0.0], [2.0, 0.0]], 0.5)
+        model = pj.models.gaussian_mixture(one_component_rounds=5)
+        return pj.retraining.loop(model, reward, [0.5, 0.5], num_candidates=200, num_curated=100)
+
+    start, settings = retrained().init(KEY), {"num_steps": 10, "key": KEY, "checkpoint_every": 5}
+    interrupted(tmp_path / "run", 5, retrained(), start, **settings)
+    meter = Interrupt()
+    resumed = pj.run(retrained(), start, checkpoint=tmp_path / "run", progress=meter, **settings)
+    assert meter.told == [5, 5]
+    assert_identical(resumed, pj.run(retrained(), start, checkpoint=tmp_path / "whole", **settings))
