@@ -68,6 +68,7 @@ PRESETS: dict[str, Preset] = {
         num_texts=1536,
         pretraining=TextTraining(num_epochs=1, batch_size=32, learning_rate=1e-3, warm_up=100, decay=1440),
         refit=TextTraining(),
+        num_held_out=128,
     ),
     "paper": Preset(
         network="paper",
