@@ -1,4 +1,4 @@
-"""The command line: `plural-jax sweep`, `limit`, `audit`, `run NAME` and `list`.
+"""The command line: `plural-jax sweep`, `limit`, `audit`, `run NAME`, `report` and `list`.
 
 Options carry the names of the parameters they set. Input that cannot be used ends in one sentence and a non-zero exit.
 """
@@ -28,6 +28,8 @@ commands:
               {names}
   train-classifier
               train the classifier that gives rewards to images
+  report RUN...
+              one HTML page about finished runs, which opens without a network
   list        say what there is to run
 
 `plural-jax COMMAND --help` and `plural-jax run NAME --help` list all options.
@@ -101,12 +103,17 @@ def _dispatch(words: list[str]) -> int:
     if command == "train-classifier":
         _train(rest)
         return 0
+    if command == "report":
+        _report(rest)
+        return 0
     if command == "run":
         if not rest or rest[0] in ("-h", "--help"):
             _list()
             return 0 if rest else 2
         return _execute(experiments.get(rest[0]), rest[1:], f"plural-jax run {rest[0]}")
-    raise ValueError(f"unknown command {command!r}; choose one of sweep, limit, audit, run, train-classifier, list.")
+    raise ValueError(
+        f"unknown command {command!r}; choose one of sweep, limit, audit, run, train-classifier, report, list."
+    )
 
 
 def _list() -> None:
@@ -141,6 +148,15 @@ def _train(words: list[str]) -> None:
     kind = classifier_command.TrainClassifier
     command = parse(kind, prog="plural-jax train-classifier", args=words, description=kind.__doc__)
     print(classifier_command.train(command), end="")
+
+
+def _report(words: list[str]) -> None:
+    """Make a page about finished runs."""
+    from plural_jax import report
+
+    parse: Callable[..., Any] = tyro.cli
+    command = parse(report.Report, prog="plural-jax report", args=words, description=report.Report.__doc__)
+    print(report.write(command), end="")
 
 
 def _execute(experiment: Any, words: list[str], program: str) -> int:

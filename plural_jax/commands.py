@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,10 @@ def answer(case: Limit) -> str:
     land = landscape(case)
     text, plain = audit(case, land) if isinstance(case, Audit) else limit(case, land)
     if case.out is not None:
-        case.out.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
+        # The question too, without where its answer goes: `plural-jax report` shows both.
+        asked = {name: value for name, value in dataclasses.asdict(case).items() if name != "out"}
+        told = {"command": type(case).__name__.lower(), "options": asked, **plain}
+        case.out.write_text(json.dumps(told, indent=2, allow_nan=False, default=str) + "\n")
     return text
 
 
