@@ -151,7 +151,8 @@ def entropy(share: np.ndarray | xr.DataArray) -> np.ndarray:
         0.693
     """
     values = np.asarray(share, np.float64)
-    return -np.sum(np.where(values > 0, values * np.log(np.where(values > 0, values, 1)), 0), axis=-1)
+    found = -np.sum(np.where(values > 0, values * np.log(np.where(values > 0, values, 1)), 0), axis=-1)
+    return np.maximum(found, 0.0)  # shares that sum to a little more than one
 
 
 def _write_json(path: Path, value: Any) -> None:
