@@ -1,4 +1,4 @@
-"""The command line: `plural-jax sweep`, `limit`, `audit`, `run NAME`, `report` and `list`.
+"""The command line: `plural-jax sweep`, `limit`, `audit`, `run NAME`, `reproduce`, `report` and `list`.
 
 Options carry the names of the parameters they set. Input that cannot be used ends in one sentence and a non-zero exit.
 """
@@ -28,6 +28,7 @@ commands:
               {names}
   train-classifier
               train the classifier that gives rewards to images
+  reproduce   run everything at one size (quick, cpu or paper), and make one page of it
   report RUN...
               one HTML page about finished runs, which opens without a network
   list        say what there is to run
@@ -106,13 +107,16 @@ def _dispatch(words: list[str]) -> int:
     if command == "report":
         _report(rest)
         return 0
+    if command == "reproduce":
+        return _reproduce(rest)
     if command == "run":
         if not rest or rest[0] in ("-h", "--help"):
             _list()
             return 0 if rest else 2
         return _execute(experiments.get(rest[0]), rest[1:], f"plural-jax run {rest[0]}")
     raise ValueError(
-        f"unknown command {command!r}; choose one of sweep, limit, audit, run, train-classifier, report, list."
+        f"unknown command {command!r}; choose one of sweep, limit, audit, run, train-classifier, reproduce, report, "
+        "list."
     )
 
 
@@ -157,6 +161,20 @@ def _report(words: list[str]) -> None:
     parse: Callable[..., Any] = tyro.cli
     command = parse(report.Report, prog="plural-jax report", args=words, description=report.Report.__doc__)
     print(report.write(command), end="")
+
+
+def _reproduce(words: list[str]) -> int:
+    """Run everything at one size; 1 where something could not run."""
+    import jax
+
+    from plural_jax import reproduce
+
+    parse: Callable[..., Any] = tyro.cli
+    kind = reproduce.Reproduce
+    command = parse(kind, prog="plural-jax reproduce", args=words, description=kind.__doc__)
+    with contextlib.suppress(RuntimeError):  # as in `_execute`
+        jax.config.update("jax_num_cpu_devices", _num_cores())
+    return 1 if reproduce.reproduce(command) else 0
 
 
 def _execute(experiment: Any, words: list[str], program: str) -> int:
