@@ -164,7 +164,7 @@ def prepare(config: Config, meter: Meter) -> Setup:
         look, name = Partial(NearestColor()), "nearest color"
     else:
         real = data.cifar10(config.data, split="train").images
-        found = find_classifier(config.classifier)
+        found = find_classifier(config.classifier, config.data)
         look, name = Partial(_by_classifier, dataclasses.replace(found, batch_size=None)), found.name
     weights = None if preset.synthetic is not None else models.find_inception(config.inception)
     network = network_of(preset)
@@ -178,12 +178,13 @@ def prepare(config: Config, meter: Meter) -> Setup:
     return Setup(preset, network, params, look, name, real, of_real, moments(np.asarray(features)), inception)
 
 
-def find_classifier(path: Path | None = None) -> Any:
-    """The classifier that gives rewards: from a file, or the best that lies where PLURAL_JAX_DATA points or in the cache.
+def find_classifier(path: Path | None = None, beside: Path | None = None) -> Any:
+    """The classifier that gives rewards: from a file, or the best that lies with the data, at PLURAL_JAX_DATA or in the cache.
 
     Args:
         path: a file that `pj.models.classifiers.load_classifier` reads; default: a VGG11 before a ResNet-20, which is faster than
             deeper ones and nearest to the paper's 92.39 % of test images.
+        beside: the folder of the data, which is looked at first.
 
     Raises:
         ValueError: the file is no classifier, or there is none.
@@ -193,6 +194,8 @@ def find_classifier(path: Path | None = None) -> Any:
     folders = [data.cache_folder()]
     if data.DATA_VARIABLE in os.environ:
         folders.insert(0, Path(os.environ[data.DATA_VARIABLE]))
+    if beside is not None:
+        folders.insert(0, Path(beside))
     for folder in folders:
         for name in ("cifar10_vgg11/vgg11.npz", "cifar10_resnet/resnet20.npz", "cifar10_resnet/resnet56.npz"):
             if (folder / name).is_file():

@@ -67,7 +67,7 @@ class Config:
     data: Path | None = None
     """Folder or archive of WikiText-2; default: where PLURAL_JAX_DATA points, the cache, or a download."""
     encoding: Path | None = None
-    """Folder of GPT-2's byte pairs; default: as for the texts."""
+    """Folder of GPT-2's byte pairs; default: gpt2_bpe in the folder of the texts, or found as they are."""
     model: Path | None = None
     """A pretrained GPT-2 in the Hugging Face layout; default: one that is pretrained here and kept in the cache."""
     cache: Path | None = None
@@ -132,7 +132,8 @@ def prepare(config: Config, meter: Meter) -> Setup:
         codes = data.small_byte_pairs(train, models.GPT2S[preset.network].num_tokens)
     else:
         train, test = (data.sentences(data.wikitext2(config.data, split=s).lines) for s in ("train", "test"))
-        codes = data.byte_pairs(config.encoding)
+        beside = None if config.data is None else Path(config.data) / "gpt2_bpe"
+        codes = data.byte_pairs(beside if config.encoding is None and beside and beside.is_dir() else config.encoding)
     rng = np.random.default_rng(config.seed)
     order = rng.permutation(len(train))
     held_out = jnp.asarray(
