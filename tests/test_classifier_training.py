@@ -1,8 +1,6 @@
 """Training of classifiers: it learns, resumes bit for bit, agrees with PyTorch step by step and with itself on two devices."""
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -181,25 +179,6 @@ def test_in_bfloat16(rng):
         for moved in (exact, rough)
     )
     assert one @ other > 0.9 * np.linalg.norm(one) * np.linalg.norm(other)
-
-
-def test_two_devices_agree_with_one():
-    """In a process of its own, which has two: the same numbers up to the order of sums."""
-    code = """
-import jax, numpy as np
-jax.config.update("jax_num_cpu_devices", 2)
-from jax.sharding import AxisType
-from plural_jax.models import classifiers
-from tests.test_classifier_training import RECIPE, stripes
-import dataclasses
-recipe = dataclasses.replace(RECIPE, epochs=1)
-mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
-images, labels = stripes(1, 64)
-found = [classifiers.train_classifier(images, labels, recipe, key=jax.random.key(3), mesh=m) for m in (None, mesh)]
-assert len(found[1][1].loss.devices()) == 2, found[1][1].loss.devices()
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), *found)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 IMAGES, LABELS = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, int)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -68,20 +66,6 @@ def test_an_audit_is_sharpened_by_the_limit(tmp_path, capsys):
     assert "outside domination" in text and found["num_steps"] == 100
     assert found["assumptions"]["outside domination"]["verdict"] == "fails"
     assert found["results"]["Lemma 4"]["verdict"] == "holds"
-
-
-def test_limits_on_two_devices_of_one_machine_do_not_wait_for_each_other():
-    """Batched LAPACK calls of two host devices once waited for each other, forever, in the threads of both."""
-    code = """
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-from plural_jax.experiments import phase
-ds = phase.run(phase.Config(num_preferences=(5.0,), distance=(1.0, 2.0), num=31))
-# Distance 2 is the transition, where Newton's method off the grid may say that it fell short.
-assert ds.gap.max() < 1e-5, ds.gap
-assert ds.sel(distance=1.0).converged.all(), ds.converged
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_phase_diagram(tmp_path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,41 +201,6 @@ def test_retraining_loop_takes_a_flow(rng):
         state = process.init(jax.random.key(0))
         ends.append(pj.run(process, state, num_steps=6, key=key)[1].reward_mean[-1])
     assert ends[0][0] > ends[0][1] + 3 and ends[1][1] > ends[1][0] + 3
-
-
-TWO_DEVICES = """
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-import jax.numpy as jnp
-import numpy as np
-import plural_jax as pj
-from jax.sharding import AxisType
-from plural_jax.models.flow_training import start_training, train
-
-network = pj.models.dense_field(2, width=8, depth=1)
-training = pj.models.FlowTraining(num_steps=4, batch_size=8, learning_rate=1e-2)
-data = jax.random.normal(jax.random.key(3), (32, 2))
-state = start_training(training, network.init(jax.random.key(0)))
-mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
-alone, shared = (
-    jax.jit(lambda s, d, m=m: train(network, training, jax.random.key(1), s, d, mesh=m))(state, data)[0] for m in (None, mesh)
-)
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), alone.params, shared.params)
-assert len(jax.tree.leaves(shared.params)[0].sharding.device_set) == 2
-euler = pj.models.Integrator("euler", num_steps=3)
-samples = [
-    pj.models.flow(network, training, integrator=euler, batch_size=4, mesh=m).sample(jax.random.key(5), alone.params, 7)
-    for m in (None, mesh)
-]
-np.testing.assert_allclose(*samples, rtol=1e-5, atol=1e-6)
-print("agree")
-"""
-
-
-def test_devices_share_a_batch():
-    """Two devices give the numbers of one, up to the order of sums."""
-    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True, check=False)
-    assert done.stdout == "agree\n", done.stderr[-1000:]
 
 
 @pytest.mark.parametrize(

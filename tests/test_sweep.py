@@ -192,32 +192,38 @@ def test_store_refuses_what_is_not_the_same_sweep(tmp_path):
 _CHILD = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
-jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
+jax.config.update("jax_num_cpu_devices", 4)
 import plural_jax as pj
 from tests.test_sweep import plain
 
+assert jax.local_device_count() == 4
+
 class Slow:
     def start(self, total, description): print("started", flush=True)
-    def advance(self, amount): print("batch", flush=True); time.sleep(float(sys.argv[2]))
+    def advance(self, amount): print("batch", flush=True); time.sleep(float(sys.argv[1]))
     def stop(self): pass
 
-ds = pj.sweep(plain, phi=np.linspace(0.1, 0.9, 7), distance=[1.0, 2.0, 3.0], num_steps=5, batch_size=3,
-              store=sys.argv[1], progress=Slow())
+for store in sys.argv[2:]:
+    pj.sweep(plain, phi=np.linspace(0.1, 0.9, 7), distance=[1.0, 2.0, 3.0], num_steps=4, batch_size=3,
+             store=store, progress=Slow())
 print("done", flush=True)
 """
 
 
-def _child(store, pause, devices):
+def _child(pause, *stores):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {**os.environ, "PYTHONPATH": root}
-    words = [sys.executable, "-c", _CHILD, str(store), str(pause), str(devices)]
+    words = [sys.executable, "-c", _CHILD, str(pause), *map(str, stores)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
 
 
-def test_killed_sweep_continues_on_two_devices(tmp_path):
-    """SIGKILL in the middle; started again it computes only the rest, and gives the dataset of an unbroken run."""
+def test_killed_sweep_continues_on_four_devices(tmp_path):
+    """SIGKILL in the middle; started again it computes only the rest, and gives the dataset of an unbroken run.
+
+    7 x 3 configurations in batches of 3 x 1, the last of each distance of one: neither divides by four devices.
+    """
     store = tmp_path / "killed.zarr"
-    child = _child(store, 3600, 2)
+    child = _child(3600, store)
     assert [child.stdout.readline().strip() for _ in range(2)] == ["started", "batch"]
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -225,15 +231,15 @@ def test_killed_sweep_continues_on_two_devices(tmp_path):
     assert len(flags) >= 1
     before = {f: f.stat().st_mtime_ns for f in (store / "entropy" / "c").rglob("*") if f.is_file()}
     time.sleep(0.05)
-    again = _child(store, 0, 2)
+    again = _child(0, store, tmp_path / "whole.zarr")
     assert again.communicate(timeout=600)[0].strip().endswith("done")
     assert all(f.stat().st_mtime_ns == t for f, t in before.items())
-    whole = _child(tmp_path / "whole.zarr", 0, 2)
-    assert whole.communicate(timeout=600)[0].strip().endswith("done")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.zarr", "whole.zarr"]
     killed, unbroken = (
         xr.open_zarr(tmp_path / name, consolidated=False, chunks=None).load() for name in ("killed.zarr", "whole.zarr")
     )
     xr.testing.assert_identical(killed, unbroken)
+    assert unbroken.entropy.notnull().all()
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        here = pj.sweep(plain, phi=np.linspace(0.1, 0.9, 7), distance=[1.0, 2.0, 3.0], num_steps=5)
-    xr.testing.assert_allclose(here, unbroken, rtol=1e-4, atol=1e-5)
+        here = pj.sweep(plain, phi=np.linspace(0.1, 0.9, 7), distance=[1.0, 2.0, 3.0], num_steps=4)
+    xr.testing.assert_allclose(unbroken, here, rtol=1e-5, atol=1e-6)

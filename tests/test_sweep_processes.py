@@ -19,7 +19,7 @@ from tests.test_sweep import plain
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TIMEOUT = 600
-# 7 x 3 configurations in batches of 3 x 1, the last of each distance of one: neither divides by two or four devices.
+# 7 x 3 configurations in batches of 3 x 1, the last of each distance of one: neither divides by two devices.
 AXES = {"phi": np.linspace(0.1, 0.9, 7), "distance": [1.0, 2.0, 3.0]}
 SETTINGS = {"num_steps": 4, "batch_size": 3}
 NUM_BATCHES = 9
@@ -28,14 +28,13 @@ _CHILD = """
 import sys, time
 import jax
 from plural_jax import hosts
-store, index, count, port, devices, pause, heartbeat = sys.argv[1], *map(int, sys.argv[2:])
-jax.config.update("jax_num_cpu_devices", devices)
-if count > 1:
-    hosts.join(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=heartbeat)
+store, index, count, port, pause, heartbeat = sys.argv[1], *map(int, sys.argv[2:])
+jax.config.update("jax_num_cpu_devices", 2)
+hosts.join(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=heartbeat)
 import plural_jax as pj
 from tests.test_sweep_processes import AXES, SETTINGS, plain
 
-assert jax.process_count() == count and jax.local_device_count() == devices
+assert jax.process_count() == count and jax.local_device_count() == 2
 
 class Told:
     def start(self, total, description): print("start", total, flush=True)
@@ -48,8 +47,7 @@ except hosts.MissingPartError as error:
     print("error", error, flush=True)
 else:
     print("complete", bool(ds.entropy.notnull().all()), flush=True)
-if count > 1:
-    hosts.leave()
+hosts.leave()
 """
 
 
@@ -78,9 +76,9 @@ def start():
         child.communicate()
 
 
-def sweeping(start, store, count, devices, pauses=(0, 0), heartbeat=100):
+def sweeping(start, store, count, pauses=(0, 0), heartbeat=100):
     port = free_port()
-    return [start(["-c", _CHILD, store, i, count, port, devices, pauses[i], heartbeat]) for i in range(count)]
+    return [start(["-c", _CHILD, store, i, count, port, pauses[i], heartbeat]) for i in range(count)]
 
 
 def free_port():
@@ -112,37 +110,25 @@ def on_one_device():
         return pj.sweep(plain, **AXES, **SETTINGS)
 
 
-def test_same_on_one_device_four_devices_and_two_processes(start, tmp_path, on_one_device):
-    (four,) = sweeping(start, tmp_path / "four", 1, 4)
-    two = sweeping(start, tmp_path / "two", 2, 2)
-    assert finish(four)[-1] == "complete True"
-    lines = [finish(child) for child in two]
-    # Batches 0, 2, 4, ... are of process 0; every third has one configuration.
-    assert [line[0] for line in lines] == ["start 11", "start 10"]
-    assert [sum(line.startswith("batch") for line in part) for part in lines] == [5, 4]
-    assert all(part[-1] == "complete True" for part in lines)
-    for folder in ("four", "two"):
-        xr.testing.assert_allclose(stored(tmp_path / folder), on_one_device, rtol=1e-5, atol=1e-6)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
 def test_one_of_two_processes_dies_and_the_same_command_computes_the_rest(start, tmp_path, on_one_device):
+    """And two processes with two devices each have the numbers of one device."""
     store = tmp_path / "sweep.zarr"
-    survivor, victim = sweeping(start, store, 2, 2, pauses=(0, 3600), heartbeat=10)
-    while not victim.stdout.readline().startswith("batch"):
-        assert victim.poll() is None, victim.stderr.read()
+    survivor, victim = sweeping(start, store, 2, pauses=(0, 3600), heartbeat=10)
+    # Batches 0, 2, 4, ... are of process 0; every third has one configuration.
+    assert [victim.stdout.readline().strip() for _ in range(2)] == ["start 10", "batch 3"]
     victim.send_signal(signal.SIGKILL)
     # The other one finishes its own part, and then finds out.
     lines = finish(survivor)
-    assert sum(line.startswith("batch") for line in lines) == 5
+    assert lines[0] == "start 11" and sum(line.startswith("batch") for line in lines) == 5
     assert "3 of 9 batches are missing" in lines[-1] and "1 of 2 processes died" in lines[-1]
     before = times(store)
     assert len(before) == 6
-    restarted = [finish(child) for child in sweeping(start, store, 2, 2)]
+    restarted = [finish(child) for child in sweeping(start, store, 2)]
     assert all(part[-1] == "complete True" for part in restarted)
     after = times(store)
     assert len(after) == NUM_BATCHES and all(after[path] == t for path, t in before.items())
     xr.testing.assert_allclose(stored(store), on_one_device, rtol=1e-5, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.zarr"]
 
 
 def test_parts_that_know_nothing_of_each_other(tmp_path, monkeypatch):
@@ -269,14 +255,16 @@ def test_distributed_from_the_command_line(start, tmp_path):
 
 
 def test_compiled_programs_are_kept_between_runs(start, tmp_path):
-    def compiled(out):
-        words = [*_COMMAND, "--compilation-cache", tmp_path / "cache", "--out", out]
-        (line,) = (line for line in finish(start(words)) if line.startswith("Compiling took"))
-        # "Compiling took 1.2 s (37 programs, 37 of them from the cache)."
-        found = re.fullmatch(r"Compiling took [0-9.]+ s \((\d+) programs(?:, (\d+) of them from the cache)?\)\.", line)
-        return [int(number or 0) for number in found.groups()]
-
-    programs, cached = compiled(tmp_path / "one")
+    """The command twice in one process that forgets in between what it compiled: the second run finds all of it on disk."""
+    code = "import sys, jax; from plural_jax import cli, experiments; words = sys.argv[1:-2]\n"
+    code += "experiments.SWEEP = experiments.SWEEP._replace(plot=lambda dataset: {})\n"  # nothing to compile there
+    code += "for out in sys.argv[-2:]: assert cli.main([*words, '--out', out]) == 0; jax.clear_caches()"
+    words = [*_COMMAND[2:], "--compilation-cache", tmp_path / "cache", tmp_path / "one", tmp_path / "two"]
+    told = [line for line in finish(start(["-c", code, *words])) if line.startswith("Compiling took")]
+    # "Compiling took 1.2 s (37 programs, 37 of them from the cache)."
+    form = r"Compiling took [0-9.]+ s \((\d+) programs(?:, (\d+) of them from the cache)?\)\."
+    (programs, cached), (programs_again, cached_again) = (
+        map(int, re.fullmatch(form, line).groups(default="0")) for line in told
+    )
     assert cached < programs
-    programs, cached = compiled(tmp_path / "two")
-    assert cached == programs > 0
+    assert cached_again == programs_again > 0
