@@ -112,12 +112,13 @@ def test_lengths_are_learned(rng, key):
     rows[:, :2] = rng.integers(0, END, (384, 2))
     rows[:256, 2:7] = rng.integers(0, END, (256, 5))
     texts = jnp.asarray(rng.permutation(rows), jnp.int32)
-    training = pj.models.TextTraining(num_epochs=4, batch_size=32, buckets=(4, 8), learning_rate=1e-2)
+    # Batches of one length each pull the ends to and fro, so the rate is small at the last.
+    training = pj.models.TextTraining(num_epochs=30, batch_size=32, buckets=(4, 8), learning_rate=5e-3, decay=360)
     model = pj.models.language_model(DECODER, training, length=12, temperature=1.0, top_p=1.0)
     fitted = jax.jit(model.fit)(key, model.init(key), texts, None)
     lengths = np.asarray(used_tokens(model.sample(jax.random.fold_in(key, 1), fitted, 600), END))
     shares = np.bincount(lengths, minlength=13) / 600
-    assert shares[2] + shares[7] > 0.8 and abs(shares[2] - 1 / 3) < 0.12
+    assert shares[2] + shares[7] > 0.85 and abs(shares[2] - 1 / 3) < 0.15  # of 24 seeds the worst had 0.953 and 0.03
     # In batches: as many texts, and others.
     batched = pj.models.language_model(DECODER, training, length=12, batch_size=40)
     assert batched.sample(key, fitted, 50).shape == (50, 12)
