@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from jax.tree_util import Partial
 from plural_jax import metrics
 from plural_jax.data import CLASSES
 from plural_jax.experiments import base, e3, image_arms, image_theory, images
+from tests.interrupted import kill_in_round
 
 SMALL = {"preset": "tiny", "arms": ("single", "two", "phi-0.1", "phi-0.4"), "num_steps": 3}
 
@@ -61,15 +60,7 @@ def test_a_killed_run_has_the_numbers_of_an_unbroken_one(finished, tmp_path, cac
     """SIGKILL in the rounds of the first arm; the same command with --resume."""
     out = tmp_path / "e3"
     words, environment = command(out, cache)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-    rounds = out / "arms" / "single" / "rounds"
-    deadline = time.monotonic() + 300
-    while not (rounds.exists() and any(p.name.isdigit() for p in rounds.iterdir())):
-        assert process.poll() is None, process.stderr.read().decode()[-500:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_in_round(words, environment, out / "arms" / "single" / "rounds", first=1)
     assert not (out / "dataset.zarr").exists()
     done = subprocess.run([*words, "--resume"], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-800:]

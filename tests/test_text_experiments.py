@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from plural_jax.experiments import base, e4, text_theory, texts
+from tests.interrupted import kill_in_round
 
 SMALL = {"preset": "tiny", "distance": (10.0,), "num_steps": 2}
 
@@ -137,17 +136,8 @@ def test_a_killed_run_has_the_numbers_of_an_unbroken_one(tmp_path, cache):
 
     unbroken = run(tmp_path / "whole")
     out = tmp_path / "broken"
-    process = subprocess.Popen(
-        [*words, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    )
     rounds = out / "arms" / "distance-10-seed-0" / "rounds"
-    deadline = time.monotonic() + 300
-    while not (rounds.exists() and any(p.name.isdigit() and int(p.name) >= 2 for p in rounds.iterdir())):
-        assert process.poll() is None, process.stderr.read().decode()[-500:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_in_round([*words, "--out", str(out)], environment, rounds, first=2)
     assert not (out / "dataset.zarr").exists()
     xr.testing.assert_identical(run(out, "--resume"), unbroken)
 

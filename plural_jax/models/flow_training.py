@@ -7,6 +7,7 @@ computed together.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -228,17 +229,11 @@ def check_mesh(mesh: Mesh | None, batch_size: int) -> None:
         raise ValueError(f"batch_size must be a multiple of the mesh's devices, got {batch_size} and {mesh.size}.")
 
 
+@dataclass(frozen=True)
 class _Rounds:
     """Steps of a round on the devices of a mesh; equal for equal meshes."""
 
-    def __init__(self, mesh: Mesh | None) -> None:
-        self.mesh = mesh
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.mesh))
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.mesh == self.mesh
+    mesh: Mesh | None
 
     def __call__(
         self, network: Network, training: FlowTraining, samples: Array, key: Array | None, state: TrainingState

@@ -12,6 +12,7 @@ Shapes: n texts, l tokens of a batch.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -257,17 +258,11 @@ def check_texts(decoder: Decoder, texts: ArrayLike, name: str = "texts") -> Arra
     return jnp.asarray(texts, jnp.int32)
 
 
+@dataclass(frozen=True)
 class _Rounds:
     """Rounds over consecutive texts; equal for equal sizes."""
 
-    def __init__(self, num_texts: int) -> None:
-        self.num_texts = num_texts
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.num_texts))
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.num_texts == self.num_texts
+    num_texts: int
 
     def __call__(
         self, decoder: Decoder, training: TextTraining, texts: Array, key: Array | None, state: TextTrainingState
