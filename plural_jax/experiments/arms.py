@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import xarray as xr
 
-from plural_jax.process import Meter
+from plural_jax.process import Meter, Process
 
 
 def kept(
@@ -43,6 +44,12 @@ def kept(
     if found.attrs != known:
         raise ValueError(f"{str(done)!r} was run with another configuration; choose another folder.")
     return found
+
+
+@jax.jit
+def first_state(process: Process, key: jax.Array) -> Any:
+    """The first state of a process; the models in it are arguments of what is compiled, not constants, and arms share it."""
+    return process.init(key)
 
 
 def together(store: Path | None, dataset: xr.Dataset) -> xr.Dataset:

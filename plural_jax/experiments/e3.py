@@ -60,7 +60,7 @@ def _plain(config: Config) -> Config:
 def _arm(config: Config, setup: images.Setup, arm: image_arms.Arm, shown: Meter, folder: Path | None) -> xr.Dataset:
     process = images.process_of(config, setup, arm)
     first, going = jax.random.split(jax.random.key(config.seed + 1))
-    state = jax.jit(process.init)(first)
+    state = arms.first_state(process, first)
     look = jax.jit(images.look_at, static_argnums=2)
     logits, _ = look(setup.look, state.candidates, setup.preset.batch_size)
     before = images.measured(setup, state.candidates)

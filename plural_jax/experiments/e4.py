@@ -96,11 +96,9 @@ def _group(
     )
     process = texts.process_of(config, setup, runs)
     first, going = jax.random.split(jax.random.key(config.seed + 1))
-    state = jax.jit(process.init)(first)
+    state = arms.first_state(process, first)
     measure = texts.measuring(setup)
-    before = jax.jit(lambda m, p, x: jax.lax.map(lambda given: m(*given), (p, x)))(
-        measure, state.params, state.candidates
-    )
+    before = _measured(measure, state.params, state.candidates)
     rewards = np.asarray(state.rewards, np.float64)
     start = {"reward_mean": rewards.mean(-1), "reward_variance": rewards.var(-1), **before._asdict()}
     _, trace = run_process(
@@ -138,6 +136,12 @@ def _group(
     arrays["target"] = (("run", "preference"), np.asarray(runs.targets))
     coords = {"step": np.arange(num_steps + 1), "words": np.arange(setup.preset.length + 1)}
     return xr.Dataset(arrays, coords=coords)
+
+
+@jax.jit
+def _measured(measure: Any, params: Any, candidates: jax.Array) -> Any:
+    """What is measured of each run, one after another."""
+    return jax.lax.map(lambda given: measure(*given), (params, candidates))
 
 
 def _as_bytes(codes: Any, shown: np.ndarray) -> np.ndarray:
