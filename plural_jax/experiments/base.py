@@ -108,6 +108,7 @@ def execute(
                 path = folder / f"{name}.{suffix}"
                 figure.savefig(path)
                 saved.append(path)
+                figure.set_layout_engine("none")  # what was laid out once is not laid out again
     return Run(folder, dataset, tables, saved)
 
 
