@@ -55,6 +55,9 @@ class Options:
     """Show a progress bar."""
     part: str | None = None
     """Compute one part of a sweep, such as 3/16 for the third of sixteen: for a job array, whose tasks share the folder."""
+    animate: bool = False
+    """Also write the densities of one configuration, round by round, as animation.gif, and as animation.mp4 where ffmpeg is
+    installed: for sweep, c9, e2, e5 and e6."""
     distributed: bool = False
     """Compute one sweep with all processes of a Slurm, MPI, Kubernetes or TPU job, which share the folder."""
     coordinator: str | None = None
@@ -224,7 +227,9 @@ def _run(experiment: Any, config: Any, out: Path, options: Options, part: tuple[
 
     with _compilation() as told:
         shown = options.progress and jax.process_index() == 0
-        done = experiments.execute(experiment, config, out, resume=options.resume, progress=shown, part=part)
+        done = experiments.execute(
+            experiment, config, out, resume=options.resume, progress=shown, part=part, animate=options.animate
+        )
     if jax.process_index() != 0:
         return
     if part is not None:

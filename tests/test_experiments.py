@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
+import scipy.stats
 import tyro
 import xarray as xr
 import zarr
@@ -30,7 +31,7 @@ _TABLES = {
     "e6": {"pools", "decay"},
 }
 _FIGURES = {
-    "c9": {"figure12", "figure13", "figure14"},
+    "c9": {"figure12", "figure13", "figure14", "densities"},
     "e2": {"figure3", "transition", "figure15"},
     "e5": {"figure6", "figure7", "figure10", "figure10_densities"},
     "e6": {"figure11", "decay"},
@@ -87,6 +88,21 @@ def test_the_dataset_alone_gives_the_same_tables_and_figures(run_of, name):
     xr.testing.assert_identical(opened.drop_attrs(), run.dataset.drop_attrs())
     for table, values in EXPERIMENTS[name].tables(opened).items():
         assert values.equals(run.tables[table])
+
+
+@pytest.mark.parametrize(("name", "phi"), [("c9", 0.25), ("e2", 0.5), ("e6", 0.5)])
+def test_what_an_animation_shows_is_what_was_run(run_of, name, phi):
+    found = run_of(name).dataset
+    movie = EXPERIMENTS[name].movie(found)
+    distance = np.ptp(np.asarray(movie.optima))
+    assert abs(distance - 4) == np.abs(found.distance - 4).min()
+    rest = {dim: 0 for dim in ("gamma", "pool_size") if dim in found.dims}
+    entropy = found.entropy.sel(phi=phi, distance=distance).isel(rest).values
+    assert movie.steps.tolist() == [0, *found.step.values]
+    p = np.exp(np.asarray(movie.log_p, np.float64))
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(scipy.stats.entropy(p[1:], axis=1), entropy, rtol=1e-4)
+    assert f"distance {'D = ' if name == 'c9' else ''}{distance:g}" in movie.caption.replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.mark.parametrize("name", ["c9", "e6"])

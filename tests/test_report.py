@@ -15,7 +15,7 @@ import tyro
 
 from plural_jax import cli, commands, report
 from plural_jax.experiments import EXPERIMENTS, SWEEP, execute, sweep
-from plural_jax.report import audits, options, pieces
+from plural_jax.report import audits, folders, options, pieces
 
 VOID = {"meta", "link", "img", "br"}
 #: Text that would be markup, where a table may hold it.
@@ -129,6 +129,16 @@ def test_everything_of_the_run_is_there(run, page):
     assert "outside_mass" in page.text and "phi × distance × pool_size × step" in page.text
     assert "5 options differ from their defaults" in page.text
     assert "Candidates per draw, K >= 2; inf is the large-K limit." in page.text
+
+
+def test_what_the_sweep_animates_is_what_it_ran(run):
+    dataset = folders.read_folder(run).dataset.sel(phi=0.3, distance=4.0, pool_size=2.0)
+    movie = SWEEP.movie(folders.read_folder(run).dataset)
+    assert movie.log_p.shape == (4, 20) and movie.steps.tolist() == [0, 1, 2, 3] and movie.optima == [-2.0, 2.0]
+    np.testing.assert_allclose(np.exp(movie.log_p[0]), 1 / 20, rtol=1e-5)
+    p = np.exp(movie.log_p[1:])
+    np.testing.assert_allclose(-(p * np.log(p)).sum(axis=1), dataset.entropy.values, rtol=1e-4)
+    assert "φ = 0.3, distance 4, K = 2; bump rewards, height 5" in movie.caption
 
 
 def test_what_the_audit_says(answers, page, text):

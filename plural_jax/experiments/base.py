@@ -15,6 +15,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from plural_jax import figures, hosts, labels
+from plural_jax.experiments import movies
+from plural_jax.experiments.movies import Movie
 from plural_jax.process import Meter
 
 
@@ -30,6 +32,7 @@ class Experiment(NamedTuple):
         tables: `Dataset -> {name: table}`.
         plot: `Dataset -> {name: figure}`.
         parts: whether several processes can share its store.
+        movie: the densities of one configuration, to be animated; None where there are none on a grid.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Experiment(NamedTuple):
     tables: Callable[[xr.Dataset], dict[str, pd.DataFrame]]
     plot: Callable[[xr.Dataset], dict[str, Figure]]
     parts: bool = False
+    movie: Callable[[xr.Dataset], Movie] | None = None
 
 
 class Run(NamedTuple):
@@ -58,6 +62,7 @@ def execute(
     resume: bool = False,
     progress: bool | Meter = False,
     part: tuple[int, int] | None = None,
+    animate: bool = False,
 ) -> Run:
     """Run an experiment and leave a folder with its dataset, configuration, versions, tables and figures.
 
@@ -70,6 +75,8 @@ def execute(
         resume: continue a run that was interrupted; batches already in the folder's store are not computed again.
         progress: True for a bar, or a `Meter`.
         part: (index, count): compute only that part of the dataset, beside others that do theirs in the same folder.
+        animate: also write the densities of one configuration, round by round, as `animation.gif`, and as
+            `animation.mp4` where ffmpeg is installed.
 
     Returns:
         The folder's contents: `dataset.zarr`, `config.json`, `versions.json`, `table.txt`, a CSV for each table, and each
@@ -77,8 +84,10 @@ def execute(
 
     Raises:
         ValueError: a folder in use without `resume`, or one that holds another run; several processes or a `part` for an
-            experiment that is computed by one.
+            experiment that is computed by one; `animate` for one without densities on a grid.
     """
+    if animate and experiment.movie is None:
+        raise ValueError(f"animate=True needs densities on a grid, which experiment {experiment.name!r} does not have.")
     processes = 1 if part is not None else jax.process_count()
     if (part is not None or processes > 1) and not experiment.parts:
         raise ValueError(f"experiment {experiment.name!r} is computed by one process; only 'sweep' is cut into parts.")
@@ -109,6 +118,8 @@ def execute(
                 figure.savefig(path)
                 saved.append(path)
                 figure.set_layout_engine("none")  # what was laid out once is not laid out again
+    if animate and experiment.movie is not None:
+        saved += movies.write(experiment.movie(dataset), folder)
     return Run(folder, dataset, tables, saved)
 
 

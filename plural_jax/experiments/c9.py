@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jax import Array
 from matplotlib.figure import Figure
 
 from plural_jax import Grid, Landscape, Process, density, figures, rewards, sweep
 from plural_jax._typing import ArrayLike
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import Experiment, config_of, study, titled
+from plural_jax.experiments.movies import Movie, follow
 from plural_jax.process import Meter
 from plural_jax.theory import basin_weight_bounds, leakage
 
@@ -31,6 +31,8 @@ _TABLE_3_DISTANCE = (2.0, 4.0, 6.0)
 _TABLE_4_DISTANCE = (2.0, 4.0, 6.0, 8.0)
 _TABLE_5_PHI = tuple(round(0.1 * i, 1) for i in range(1, 10))
 _TABLE_5_DISTANCE = (1.0, 2.0, 3.0, 5.0)
+#: Weight of the first preference whose densities are drawn.
+_SHOWN_PHI = 0.25
 
 #: Table 3 as printed: (distance, phi) -> lower bound, mass, upper bound. The rows for D = 4 are the paper's error.
 _PRINTED: dict[tuple[float, float], tuple[float, float, float]] = {
@@ -103,14 +105,8 @@ def _landscape(config: dict, distance: ArrayLike) -> Landscape:
 def run(config: Config, store: Path | None = None, progress: bool | Meter = False) -> xr.Dataset:
     """The sweep behind all three tables: every phi by every distance, summaries of every round."""
     settings = dataclasses.asdict(config)
-
-    def make(phi: Array, distance: Array) -> Process:
-        return density.finite_pool(
-            _landscape(settings, distance), jnp.stack([phi, 1 - phi]), pool_size=config.pool_size, eps=config.eps
-        )
-
     return sweep(
-        make,
+        lambda phi, distance: _process(settings, phi, distance),
         phi=config.phi or sorted({*_TABLE_3_PHI, *_TABLE_5_PHI}),
         distance=config.distance or sorted({*_TABLE_3_DISTANCE, *_TABLE_4_DISTANCE, *_TABLE_5_DISTANCE}),
         num_steps=config.num_steps,
@@ -118,6 +114,11 @@ def run(config: Config, store: Path | None = None, progress: bool | Meter = Fals
         progress=progress,
         attrs=study("c9", config),
     )
+
+
+def _process(config: dict, phi: ArrayLike, distance: ArrayLike) -> Process:
+    land, first = _landscape(config, distance), jnp.asarray(phi)
+    return density.finite_pool(land, jnp.stack([first, 1 - first]), pool_size=config["pool_size"], eps=config["eps"])
 
 
 def _shown(ds: xr.Dataset, name: str, paper: tuple[float, ...]) -> list[float]:
@@ -221,9 +222,14 @@ def _table5(ds: xr.Dataset) -> pd.DataFrame:
 
 
 def plot(ds: xr.Dataset) -> dict[str, Figure]:
-    """Figures 12, 13 and 14."""
+    """Figures 12, 13 and 14, and some of the densities behind them."""
     with figures.style():
-        return {"figure12": _figure12(ds), "figure13": _figure13(ds), "figure14": _figure14(ds)}
+        return {
+            "figure12": _figure12(ds),
+            "figure13": _figure13(ds),
+            "figure14": _figure14(ds),
+            "densities": _densities(ds),
+        }
 
 
 def _parameters(ds: xr.Dataset) -> str:
@@ -283,6 +289,32 @@ def _figure14(ds: xr.Dataset) -> Figure:
     return figure
 
 
+def _densities(ds: xr.Dataset) -> Figure:
+    distances = _shown(ds, "distance", _TABLE_3_DISTANCE)
+    figure, axes = figures.panels(len(distances), width=3.4, height=4.4)
+    for ax, d in zip(axes[0], distances, strict=True):
+        shown = _movie(ds, _SHOWN_PHI, d)
+        figures.ridgelines(shown.grid, shown.log_p, steps=shown.steps, optima=shown.optima, ax=ax)
+        ax.set_title(f"distance D = {d:g}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figures.caption(figure, f"φ = {_nearest(ds, 'phi', _SHOWN_PHI):g}; {_parameters(ds)}")
+    return figure
+
+
+def _movie(ds: xr.Dataset, phi: float = _SHOWN_PHI, distance: float = 4.0) -> Movie:
+    """The densities at the weight and the distance that are nearest to those asked for."""
+    config = config_of(ds)
+    phi, d = _nearest(ds, "phi", phi), _nearest(ds, "distance", distance)
+    process = _process(config, phi, d)
+    log_p, steps = follow(process, process.init(), config["num_steps"])
+    grid = Grid.uniform(config["low"], config["high"], config["num"])
+    return Movie(grid, log_p, steps, [-d / 2, d / 2], f"φ = {phi:g}, distance D = {d:g}; {_parameters(ds)}")
+
+
+def _nearest(ds: xr.Dataset, name: str, value: float) -> float:
+    return float(ds[name].sel({name: value}, method="nearest"))
+
+
 EXPERIMENT = Experiment(
     "c9",
     "basin mass, outside decay and Nash distance: Tables 3, 4, 5 and Figures 12, 13, 14",
@@ -290,4 +322,5 @@ EXPERIMENT = Experiment(
     run,
     tables,
     plot,
+    movie=_movie,
 )

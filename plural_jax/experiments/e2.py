@@ -255,5 +255,5 @@ def _figure15(ds: xr.Dataset) -> Figure:
 
 
 EXPERIMENT = Experiment(
-    "e2", "transition as the reward centers move apart: Figures 3 and 15", Config, run, tables, plot
+    "e2", "transition as the reward centers move apart: Figures 3 and 15", Config, run, tables, plot, movie=plane.movie
 )

@@ -167,5 +167,11 @@ def _densities(ds: xr.Dataset) -> Figure:
 
 
 EXPERIMENT = Experiment(
-    "e5", "rewards and mixture weight by round for each phi: Figures 6, 7 and 10", Config, run, tables, plot
+    "e5",
+    "rewards and mixture weight by round for each phi: Figures 6, 7 and 10",
+    Config,
+    run,
+    tables,
+    plot,
+    movie=plane.movie,
 )

@@ -206,5 +206,11 @@ def _figure_decay(ds: xr.Dataset) -> Figure:
 
 
 EXPERIMENT = Experiment(
-    "e6", "pool size: alignment and diversity against the infinite pool: Figure 11", Config, run, tables, plot
+    "e6",
+    "pool size: alignment and diversity against the infinite pool: Figure 11",
+    Config,
+    run,
+    tables,
+    plot,
+    movie=plane.movie,
 )

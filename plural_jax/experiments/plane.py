@@ -39,6 +39,7 @@ from plural_jax.density.closed_form import gaussian
 from plural_jax.density.core import problem, summarize
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import config_of, study
+from plural_jax.experiments.movies import Movie, follow
 from plural_jax.process import Meter
 
 #: Axes of every dataset here, in the order of its dimensions, with the symbols that figures use.
@@ -130,6 +131,20 @@ def final_density(ds: xr.Dataset, point: dict[str, float]) -> np.ndarray:
     process = _process(config, land, point["phi"], point["pool_size"])
     state, _ = run_process(process, process.init(land.gaussian(0.0, config["std"])), config["num_steps"], save="final")
     return np.exp(np.asarray(state.log_p)).reshape(grid(config).shape)
+
+
+def movie(ds: xr.Dataset) -> Movie:
+    """The densities at the weight nearest to 0.3 and the distance nearest to 4, with the first values of the other axes."""
+    config = config_of(ds)
+    wanted = {"phi": 0.3, "distance": 4.0}
+    point = {name: float(ds[name].sel({name: v}, method="nearest")) for name, v in wanted.items()}
+    point |= {name: float(ds[name][0]) for name in SYMBOLS if name not in wanted}
+    land = landscape(config, point["distance"], point["gamma"])
+    process = _process(config, land, point["phi"], point["pool_size"])
+    log_p, steps = follow(process, process.init(land.gaussian(0.0, config["std"])), config["num_steps"])
+    varied = [_equals(name, v) for name, v in point.items() if ds.sizes[name] > 1]
+    caption = ", ".join([*varied, parameters(ds)])
+    return Movie(grid(config), log_p, steps, np.asarray(centers(point["distance"])), caption)
 
 
 def first_density(ds: xr.Dataset) -> np.ndarray:

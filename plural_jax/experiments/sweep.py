@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,10 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from plural_jax import Grid, Landscape, Process, density, figures, rewards, sweep
+from plural_jax._typing import ArrayLike
 from plural_jax.experiments.axis import Axis
 from plural_jax.experiments.base import Experiment, config_of, study, titled
+from plural_jax.experiments.movies import Movie, follow
 from plural_jax.process import Meter
 
 #: Axes that every sweep has; the others become dimensions when they hold more than one value.
@@ -68,22 +71,13 @@ def run(
     part: tuple[int, int] | None = None,
 ) -> xr.Dataset:
     """Sweep every combination; summaries of every round."""
-    grid = Grid.uniform(config.low, config.high, config.num)
+    settings = dataclasses.asdict(config)
     optional = _OPTIONAL[config.reward]
     fixed = {name: getattr(config, name)[0] for name in optional if len(getattr(config, name)) == 1}
     axes = {name: getattr(config, name) for name in (*_ALWAYS, *optional) if name not in fixed}
 
     def make(phi: Array, distance: Array, pool_size: Array, **varied: Array) -> tuple[Process, Array]:
-        own = {**fixed, **varied}
-        centers = jnp.stack([-distance / 2, distance / 2])
-        if config.reward == "bump":
-            land = Landscape.on(grid, rewards.bump(centers, own["height"], own["width"]))
-        else:
-            land = Landscape.on(grid, rewards.quadratic(centers, own["gamma"]))
-        process = density.finite_pool(
-            land, jnp.stack([phi, 1 - phi]), pool_size=pool_size, temperature=own["temperature"], eps=config.eps
-        )
-        return process, land.uniform() if config.start == "uniform" else land.gaussian(0.0, 1.0)
+        return _process(settings, {"phi": phi, "distance": distance, "pool_size": pool_size, **fixed, **varied})
 
     return sweep(
         make,
@@ -96,6 +90,25 @@ def run(
         attrs=study("sweep", config),
         **axes,
     )
+
+
+def _process(config: dict[str, Any], at: dict[str, ArrayLike]) -> tuple[Process, Array]:
+    """The process of one configuration, and the log-masses that it starts from."""
+    phi, distance = jnp.asarray(at["phi"]), jnp.asarray(at["distance"])
+    centers = jnp.stack([-distance / 2, distance / 2])
+    if config["reward"] == "bump":
+        reward: Any = rewards.bump(centers, at["height"], at["width"])
+    else:
+        reward = rewards.quadratic(centers, at["gamma"])
+    land = Landscape.on(Grid.uniform(config["low"], config["high"], config["num"]), reward)
+    process = density.finite_pool(
+        land,
+        jnp.stack([phi, 1 - phi]),
+        pool_size=at["pool_size"],
+        temperature=at["temperature"],
+        eps=config["eps"],
+    )
+    return process, land.uniform() if config["start"] == "uniform" else land.gaussian(0.0, 1.0)
 
 
 def _weight(ds: xr.Dataset) -> xr.DataArray:
@@ -153,19 +166,34 @@ def _figure(ds: xr.Dataset) -> Figure:
     axes[1, 0].set_ylabel(f"entropy (nats), φ = {float(middle.phi):g}")
     axes[0, 0].legend()
     axes[1, -1].legend()
+    figures.caption(figure, f"{_parameters(config)}, eps = {config['eps']:g}")
+    return figure
+
+
+def _parameters(config: dict[str, Any]) -> str:
     kind = (
         f"bump rewards, height {config['height'][0]:g}, width {config['width'][0]:g}"
         if config["reward"] == "bump"
         else f"quadratic rewards, gamma {config['gamma'][0]:g}"
     )
-    figures.caption(
-        figure,
+    return (
         f"{kind}, temperature {config['temperature'][0]:g}; {config['num']} points on [{config['low']:g}, "
-        f"{config['high']:g}], {config['start']} start, eps = {config['eps']:g}",
+        f"{config['high']:g}], {config['start']} start"
     )
-    return figure
+
+
+def _movie(ds: xr.Dataset) -> Movie:
+    """The densities at the weight nearest to 0.3 and the distance nearest to 4, with the first values of the other axes."""
+    config = config_of(ds)
+    at = {name: config[name][0] for name in ("pool_size", *_OPTIONAL[config["reward"]])}
+    at |= {name: float(ds[name].sel({name: v}, method="nearest")) for name, v in (("phi", 0.3), ("distance", 4.0))}
+    process, start = _process(config, at)
+    log_p, steps = follow(process, process.init(start), config["num_steps"])
+    half, size = at["distance"] / 2, "∞" if np.isinf(at["pool_size"]) else f"{at['pool_size']:g}"
+    caption = f"φ = {at['phi']:g}, distance {at['distance']:g}, K = {size}; {_parameters(config)}"
+    return Movie(Grid.uniform(config["low"], config["high"], config["num"]), log_p, steps, [-half, half], caption)
 
 
 EXPERIMENT = Experiment(
-    "sweep", "phi × distance × pool size on two competing rewards", Config, run, tables, plot, parts=True
+    "sweep", "phi × distance × pool size on two competing rewards", Config, run, tables, plot, True, _movie
 )

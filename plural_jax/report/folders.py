@@ -41,7 +41,7 @@ class RunFolder(NamedTuple):
         title: the experiment's name.
         dataset: opened, not read.
         tables: in the order of `table.txt`.
-        figures: names and contents of the PNG files.
+        figures: names and contents of the PNG files, then of GIF files, which move.
         versions: by package.
     """
 
@@ -116,7 +116,7 @@ def read_folder(path: Path) -> RunFolder:
         title=title,
         dataset=xr.open_zarr(path / "dataset.zarr", consolidated=False, chunks=None),
         tables=tables,
-        figures=[(file.stem, file.read_bytes()) for file in _pictures(path)],
+        figures=[(file.stem, file.read_bytes()) for file in (*_pictures(path), *_pictures(path, "gif"))],
         versions=_json(path / "versions.json"),
     )
 
@@ -177,8 +177,8 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _pictures(path: Path) -> list[Path]:
-    return sorted(path.glob("*.png"), key=lambda file: _natural(file.stem))
+def _pictures(path: Path, kind: str = "png") -> list[Path]:
+    return sorted(path.glob(f"[!.]*.{kind}"), key=lambda file: _natural(file.stem))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -68,6 +68,8 @@ def _reproduce(run: RunFolder) -> str:
     if run.experiment is None:
         return f"<p>This version has no experiment <code>{escape(run.title)}</code>, so that no command is known.</p>\n"
     command, unsaid = options.command_line(run.experiment, run.config, x64=options.is_x64(run.dataset))
+    if any(name == "animation" and _moves(content) for name, content in run.figures):
+        command += " --animate"
     note = ""
     if unsaid:
         names = ", ".join(f"<code>{escape(name)}</code>" for name in unsaid)
@@ -102,16 +104,24 @@ def _figure(run: RunFolder, name: str, content: bytes, shown: str) -> str:
     label = re.sub(r"^figure(?=\d)", "figure ", name.replace("_", " "))
     label = label[:1].upper() + label[1:]
     alt = f"{label} of {run.title}{'' if run.experiment is None else ', ' + run.experiment.title}. {shown}".strip()
-    size = ""
+    size, kind, note = "", "png", f"for print: <code>{escape(name)}.pdf</code> in the run’s folder"
     if content[12:16] == b"IHDR":
         width, height = struct.unpack(">II", content[16:24])
         size = f' width="{width // _SHRINK}" height="{height // _SHRINK}"'
+    if _moves(content):
+        width, height = struct.unpack("<HH", content[6:10])
+        size, kind = f' width="{width}" height="{height}"', "gif"
+        note = f"a density round by round: <code>{escape(name)}.gif</code> in the run’s folder"
     data = base64.b64encode(content).decode("ascii")
     return (
-        f'<figure>\n<div class="paper"><img src="data:image/png;base64,{data}" alt="{escape(alt)}"{size}></div>\n'
-        f"<figcaption><strong>{escape(label)}</strong> · for print: <code>{escape(name)}.pdf</code> in the run’s folder"
-        "</figcaption>\n</figure>\n"
+        f'<figure>\n<div class="paper"><img src="data:image/{kind};base64,{data}" alt="{escape(alt)}"{size}></div>\n'
+        f"<figcaption><strong>{escape(label)}</strong> · {note}</figcaption>\n</figure>\n"
     )
+
+
+def _moves(content: bytes) -> bool:
+    """Whether it is a GIF."""
+    return content[:6] in (b"GIF87a", b"GIF89a") and len(content) >= 10
 
 
 def _table(anchor: str, table: Table) -> str:
