@@ -12,6 +12,8 @@ import xarray as xr
 import plural_jax as pj
 from plural_jax.experiments import EXPERIMENTS, e9, execute, survival
 
+pytestmark = pytest.mark.end_to_end
+
 _CONFIGS = {
     "survival": survival.Config(
         phi=(0.1, 0.3),

@@ -33,6 +33,8 @@ from benchmarks import (
 )
 from benchmarks.timing import Comparison, Timing, exponent, turns
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture
 def float32() -> Iterator[None]:

@@ -426,6 +426,7 @@ def _root():
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+@pytest.mark.end_to_end
 def test_killed_run_goes_on(tmp_path):
     """SIGKILL at a random moment, computing or writing; the rest is computed here, by another process."""
     num_steps, folder = 120, tmp_path / "run"

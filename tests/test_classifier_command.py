@@ -4,11 +4,14 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from plural_jax import cli
 from plural_jax.experiments import images
 from plural_jax.models.classifiers import load_classifier
 from tests.test_data import TRAIN, write_packed
+
+pytestmark = pytest.mark.end_to_end
 
 
 def test_train_and_find_the_classifier(tmp_path, rng, monkeypatch, capsys):

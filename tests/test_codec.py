@@ -32,6 +32,7 @@ def test_what_was_decoded_comes_back(rng):
     np.testing.assert_allclose(jnp.sum(x**2), jnp.sum(z**2) * (12 / 8) ** 2, rtol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_a_flow_works_on_what_is_encoded():
     """Samples have the images' size, and a refit sees them as the network does: training on its own samples changes little."""
     codec = pj.models.band_limited(8, 4)

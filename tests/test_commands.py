@@ -13,6 +13,8 @@ from plural_jax import cli, commands
 from plural_jax.experiments import EXPERIMENTS, execute, phase
 from tests import oracles
 
+pytestmark = pytest.mark.end_to_end
+
 
 def test_the_limit_of_a_table_of_rewards(rng, tmp_path, capsys):
     table = rng.normal(size=(300, 3)) * 2

@@ -15,6 +15,8 @@ import pytest
 import plural_jax as pj
 from plural_jax import cli, experiments
 
+pytestmark = pytest.mark.end_to_end
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAPER = (DOCS / "paper.md").read_text()

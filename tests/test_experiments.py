@@ -17,6 +17,8 @@ import zarr
 import plural_jax as pj
 from plural_jax.experiments import EXPERIMENTS, c9, e2, e5, e6, execute, get, plane
 
+pytestmark = pytest.mark.end_to_end
+
 _COARSE = {"num_steps": 6, "spacing": 0.25, "reach": 4.5}
 _CONFIGS = {
     "c9": c9.Config(),

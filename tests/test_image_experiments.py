@@ -22,7 +22,9 @@ from plural_jax.data import CLASSES
 from plural_jax.experiments import base, e3, image_arms, image_theory, images
 from tests.interrupted import kill_in_round
 
-SMALL = {"preset": "tiny", "arms": ("single", "two", "phi-0.1", "phi-0.4"), "num_steps": 3}
+pytestmark = pytest.mark.end_to_end
+
+SMALL = {"preset": "tiny", "arms": ("single", "two"), "num_steps": 3}
 
 
 def command(out, cache):

@@ -10,6 +10,8 @@ from scipy import stats
 
 from plural_jax.experiments import EXPERIMENTS, e1, e5_mixtures, e6_mixtures, e7, e8, e9_mixtures, execute, mixtures
 
+pytestmark = pytest.mark.end_to_end
+
 SMALL = e1.Config(num_steps=30, num_seeds=12)
 
 

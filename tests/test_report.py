@@ -17,6 +17,8 @@ from plural_jax import cli, commands, report
 from plural_jax.experiments import EXPERIMENTS, SWEEP, execute, sweep
 from plural_jax.report import audits, folders, options, pieces
 
+pytestmark = pytest.mark.end_to_end
+
 VOID = {"meta", "link", "img", "br"}
 #: Text that would be markup, where a table may hold it.
 HOSTILE = "<script>alert('x')</script> & \"quoted\""

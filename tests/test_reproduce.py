@@ -7,6 +7,8 @@ import pytest
 from plural_jax import cli, experiments, reproduce
 from plural_jax.reproduce import Reproduce
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture
 def ran(monkeypatch):

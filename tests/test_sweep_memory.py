@@ -49,6 +49,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platfo
 """
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(sys.platform == "win32", reason="asks the system for the peak of resident memory")
 def test_a_million_configurations_stream_to_the_store(tmp_path):
     # Optimized code, as users run it: there is more to compute here than to compile.

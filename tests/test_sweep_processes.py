@@ -17,6 +17,8 @@ from plural_jax import hosts, labels
 from plural_jax.store import SweepStore
 from tests.test_sweep import plain
 
+pytestmark = pytest.mark.end_to_end
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TIMEOUT = 600
 # 7 x 3 configurations in batches of 3 x 1, the last of each distance of one: neither divides by two devices.

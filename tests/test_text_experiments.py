@@ -14,6 +14,8 @@ import xarray as xr
 from plural_jax.experiments import base, e4, text_theory, texts
 from tests.interrupted import kill_in_round
 
+pytestmark = pytest.mark.end_to_end
+
 SMALL = {"preset": "tiny", "distance": (10.0,), "num_steps": 2}
 
 

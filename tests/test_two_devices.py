@@ -20,6 +20,8 @@ from plural_jax.models import classifiers
 from plural_jax.models.flow_training import start_training, train
 from tests.test_classifier_training import RECIPE, stripes
 
+pytestmark = pytest.mark.end_to_end
+
 
 def a_flow(mesh):
     """Two devices give the numbers of one, up to the order of sums."""
