@@ -67,7 +67,7 @@ def ridgelines(
         show: rounds to draw; default: about nine, more of the early ones, in which most happens.
         optima: where each preference is best served, [m] or [m, 1]; dashed lines in the preferences' colours.
         caption: parameters to write below the figure.
-        ax: draw there, without a legend and a caption of the figure; default: a new figure.
+        ax: draw there, and leave the legend to you: the lines of the optima have labels; default: a new figure.
 
     Returns:
         The figure.
