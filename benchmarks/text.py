@@ -54,9 +54,9 @@ def library(work: Work) -> dict[str, Callable[[], Any]]:
         temperature=TEMPERATURE, grow=1, seeds=work.pool,
     )  # fmt: skip
     key, curated = jax.random.key(1), jnp.asarray(work.curated)
-    state = jax.jit(process.init)(key)
-    step = jax.jit(lambda process, state: process.step(key, state)[1].reward_mean)
     # Parameters are arguments: XLA would fold what it can compute of constants, for a minute.
+    state = jax.jit(lambda process: process.init(key))(process)
+    step = jax.jit(lambda process, state: process.step(key, state)[1].reward_mean)
     fit = jax.jit(lambda model, params, texts: model.fit(key, params, texts, None)["positions"])
     write = jax.jit(lambda model, params: model.sample(key, params, work.num))
     return {
