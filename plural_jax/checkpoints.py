@@ -47,7 +47,7 @@ class RunStore:
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any], outputs: Any, last_only: bool) -> None:
-        self.path = Path(path).absolute()
+        self.path = Path(path).expanduser().absolute()
         self._shown = str(path)
         self._outputs, self._last_only = outputs, last_only
         self._trace: list[np.ndarray] | None = None

@@ -35,6 +35,7 @@ commands:
 
 `plural-jax COMMAND --help` and `plural-jax run NAME --help` list all options.
 """
+_COMMANDS = ("sweep", "limit", "audit", "run", "train-classifier", "reproduce", "report", "list")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     from plural_jax import experiments
+    from plural_jax._validate import nearest
 
     known = ", ".join(experiments.EXPERIMENTS)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -117,10 +119,8 @@ def _dispatch(words: list[str]) -> int:
             _list()
             return 0 if rest else 2
         return _execute(experiments.get(rest[0]), rest[1:], f"plural-jax run {rest[0]}")
-    raise ValueError(
-        f"unknown command {command!r}; choose one of sweep, limit, audit, run, train-classifier, reproduce, report, "
-        "list."
-    )
+    meant = f" (did you mean run {command}?)" if command in experiments.EXPERIMENTS else nearest(command, _COMMANDS)
+    raise ValueError(f"unknown command {command!r}; choose one of {', '.join(_COMMANDS)}{meant}.")
 
 
 def _list() -> None:

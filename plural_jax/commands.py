@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,7 @@ def answer(case: Limit) -> str:
         # The question too, without where its answer goes: `plural-jax report` shows both.
         asked = {name: value for name, value in dataclasses.asdict(case).items() if name != "out"}
         told = {"command": type(case).__name__.lower(), "options": asked, **plain}
+        case.out.parent.mkdir(parents=True, exist_ok=True)
         case.out.write_text(json.dumps(told, indent=2, allow_nan=False, default=str) + "\n")
     return text
 
@@ -99,10 +101,14 @@ def _table(path: Path) -> np.ndarray:
             with path.open() as lines:
                 first = lines.readline()
             header = 0 if _is_numbers(first) else 1
-            table = np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2)
+            with warnings.catch_warnings(action="ignore"):  # about a file without rows, which is refused below
+                table = np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2)
     except ValueError as error:
-        raise ValueError(f"rewards={str(path)!r} is not a table of numbers: {error}") from error
-    if table.ndim != 2:
+        raise ValueError(
+            f"rewards={str(path)!r} is not a table of numbers: {str(error).rstrip('.')}; it must have a row for each sample and "
+            "a column for each preference, separated by commas."
+        ) from error
+    if table.ndim != 2 or table.size == 0:
         raise ValueError(f"rewards={str(path)!r} must hold a table of samples x preferences, got shape {table.shape}.")
     return table
 

@@ -234,6 +234,10 @@ def check_structure(real: Any, samples: Any, name: str = "real") -> None:
 def check_pool(pool_size: int | None, num_candidates: int, num_curated: int, replace: bool) -> int | None:
     """Refuse pools and numbers of draws that the candidates do not suffice for."""
     if pool_size is not None:
+        if isinstance(pool_size, float) and np.isinf(pool_size):
+            raise ValueError(
+                "pool_size must be a whole number or None, got inf; None lets every draw look at all candidates."
+            )
         pool_size = _validate.positive_integer(pool_size, "pool_size")
         if pool_size > num_candidates:
             raise ValueError(

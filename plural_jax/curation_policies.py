@@ -149,6 +149,10 @@ def greedy(phi: ArrayLike) -> Policy:
 def check_policy(policy: Policy | ArrayLike, m: int) -> Policy:
     """A policy for m preferences, from a policy or from weights."""
     if not isinstance(policy, Policy):
+        if callable(policy) or isinstance(policy, str) or hasattr(policy, "_fields"):
+            raise ValueError(
+                f"policy must come from pj.curation, such as pj.curation.greedy(phi), got {_validate.kind(policy)}."
+            )
         _validate.simplex(policy, "phi", m)
         return mixture(policy)
     for part in (policy.utilities, policy.assign):

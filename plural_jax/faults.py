@@ -6,8 +6,11 @@ Compiled code cannot raise. A stochastic process keeps the first thing that went
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from plural_jax import _validate
@@ -19,6 +22,36 @@ _MESSAGES = {
     BAD_MODEL: "the model has parameters that are NaN",
     NO_ROOM: "accumulate or grow has room for fewer rounds than were run; give it the number of rounds",
 }
+
+#: What the last reward on the host that failed has raised.
+_raised: list[Exception] = []
+
+
+def remember(error: Exception) -> None:
+    """Keep what a reward on the host raises; on its way through compiled code only a text of it remains."""
+    _raised[:] = [error]
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Raise what a reward on the host raised, where JAX would give pages about the callback that it was.
+
+    Raises:
+        ValueError: with the reward's own error as its cause.
+    """
+    _raised.clear()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if not _raised:
+            raise
+        cause = _raised.pop()
+        raise ValueError(f"the reward, called on the host with NumPy arrays, failed: {_told(cause)}") from cause
+
+
+def _told(error: Exception) -> str:
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{name}{error}"
 
 
 def check(fault: Any, where: str = "") -> None:

@@ -28,6 +28,12 @@ class Grid:
 
     axes: tuple[Array, ...]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.axes, tuple) or any(np.ndim(axis) != 1 for axis in self.axes):
+            raise ValueError(
+                "axes must be a tuple of flat arrays, one for each dimension; Grid.uniform(low, high, num) makes them."
+            )
+
     @classmethod
     def uniform(
         cls,

@@ -12,7 +12,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from plural_jax import _validate
-from plural_jax._pytree import pytree_dataclass, set_field
+from plural_jax._pytree import is_key, pytree_dataclass, set_field
 from plural_jax._typing import ArrayLike
 from plural_jax.grid import Grid
 
@@ -84,11 +84,22 @@ class Landscape:
             >>> pj.Landscape.on(grid, pj.rewards.bump(centers=[-1.0, 1.0], height=5.0, width=1.0)).rewards.shape
             (2, 100)
         """
+        if not isinstance(grid, Grid):
+            raise ValueError(
+                f"grid must be a Grid, such as Grid.uniform(-5.0, 5.0, 100), got {_validate.kind(grid)}; "
+                "the order is Landscape.on(grid, reward)."
+            )
+        if not callable(reward):
+            raise ValueError(
+                f"reward must be a function of points, got {_validate.kind(reward)}; a table of rewards, [m, n], is "
+                "Landscape(rewards=table)."
+            )
         points = grid.points
         values = reward(points)
         if np.ndim(values) != 2 or np.shape(values)[0] != points.shape[0]:
             raise ValueError(
-                f"reward must map points [n, d] = {points.shape} to rewards [n, m], got shape {np.shape(values)}."
+                f"reward must map points [n, d] = {points.shape} to rewards [n, m], got shape {np.shape(values)}"
+                f"{_validate.reward_advice(values, points.shape[0])}"
             )
         # A function of its own is no pytree; wrapped, it is one without leaves.
         known = Partial(reward) if jax.tree_util.all_leaves([reward]) else reward
@@ -179,8 +190,25 @@ def normalize(log_mass: Array) -> Array:
     return log_mass - jax.nn.logsumexp(log_mass)
 
 
+def check_weights(landscape: Landscape, phi: ArrayLike) -> None:
+    """Refuse what is no landscape, and weights that do not fit its preferences."""
+    if not isinstance(landscape, Landscape):
+        raise ValueError(
+            f"landscape must be a Landscape, got {_validate.kind(landscape)}; make one of a table [m, n] by "
+            "Landscape(rewards=table), or of a reward function by Landscape.on(grid, reward)."
+        )
+    m, n = landscape.rewards.shape
+    given = len(phi) if isinstance(phi, (list, tuple)) else np.size(phi)
+    turned = (
+        f"; rewards [m, n] have shape ({m}, {n}): Landscape(rewards=table.T) if a row is a sample" if given == n else ""
+    )
+    _validate.simplex(phi, "phi", m, turned)
+
+
 def check_log_mass(value: ArrayLike, n: int, name: str) -> None:
-    """Refuse log-masses of the wrong length, NaN or +inf, or with no mass at all."""
+    """Refuse log-masses of the wrong length, NaN or +inf, or with no mass at all; also probabilities and keys."""
+    if is_key(value):
+        raise ValueError(f"{name} must hold log-masses, got a PRNG key; a density starts without one: process.init().")
     if np.shape(value) != (n,):
         raise ValueError(f"{name} must have one log-mass for each of the {n} atoms, got shape {np.shape(value)}.")
     array = _validate.real_array(value, name)
@@ -192,3 +220,8 @@ def check_log_mass(value: ArrayLike, n: int, name: str) -> None:
         raise ValueError(f"{name} must not hold NaN or +inf, got {array[index]} at index {index}.")
     if np.isneginf(array).all():
         raise ValueError(f"{name} holds no mass: all {n} log-masses are -inf.")
+    # Taken for log-masses, probabilities would be an almost uniform density, and nobody would notice.
+    if n > 2 and (array >= 0).all() and abs(array.astype(np.float64).sum() - 1.0) < 1e-5:
+        raise ValueError(
+            f"{name} holds probabilities, which sum to 1, and must hold their logarithms: give jnp.log of it."
+        )

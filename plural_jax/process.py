@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from types import FunctionType, MethodType
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from jax.tree_util import Partial
 
 from plural_jax import _validate, checkpoints, faults
 
+T = TypeVar("T")
 State = Any
 Info = Any
 Save = Literal["summary", "final", "density"] | Callable[[Any, Any], Any]
@@ -46,6 +48,22 @@ class Process(NamedTuple):
     rounds: Callable[[Array | None, State, int, int], tuple[State, Info]] | None = None
 
 
+def names_its_fields(kept: type[T]) -> type[T]:
+    """Make a NamedTuple of what was kept say what it has, and how to keep more, when it is asked for something else."""
+
+    def missing(self: Any, name: str) -> Any:
+        if name.startswith("_"):  # asked of everything, by Python and by notebooks
+            raise AttributeError(name)
+        raise AttributeError(
+            f"{kept.__name__} has no {name!r}, only {', '.join(kept._fields)}; save= of pj.run says what is kept: "  # type: ignore[attr-defined]
+            "'summary', 'density' (log_p), or a function such as lambda state, info: (state.log_p, info)."
+        )
+
+    kept.__getattr__ = missing  # type: ignore[attr-defined]
+    return kept
+
+
+@names_its_fields
 class Density(NamedTuple):
     """What `save="density"` keeps of each saved round."""
 
@@ -81,7 +99,7 @@ def run(
     key: Array | None = None,
     save: Save = "summary",
     every: int = 1,
-    progress: Meter | None = None,
+    progress: bool | Meter | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int | None = None,
 ) -> tuple[State, Any]:
@@ -96,7 +114,8 @@ def run(
         save: "summary" keeps the info of every `every`-th round; "final" that of the last round only, and computes none on
             the way; "density" the log-masses; a function `(state, info) -> pytree` whatever it returns.
         every: keep every `every`-th round; it must divide `num_steps`. Not used by "final".
-        progress: a `Meter` that is told about finished rounds (the run is then cut into about twenty pieces).
+        progress: True for a bar on standard error, or a `Meter` that is told about finished rounds (the run is then cut into
+            about twenty pieces).
         checkpoint: a folder in which the run is saved after every piece. The same call after an interruption goes on from
             there and returns, on the same kind of device, the state and trace of an unbroken run, bit for bit; once the run
             is complete, it computes nothing. Arrays come back on the default device.
@@ -118,14 +137,25 @@ def run(
         >>> trace.entropy.shape
         (50,)
     """
+    if not isinstance(process, Process):
+        raise ValueError(
+            "process must be a Process, such as pj.density.large_pool(...) or pj.retraining.loop(...), got "
+            f"{_validate.kind(process)}."
+        )
+    if isinstance(state, (FunctionType, MethodType, Partial)):
+        raise ValueError("state must be what process.init() returned, got the function: call it.")
     num_steps = _validate.positive_integer(num_steps, "num_steps")
     policy, stride = check_save(save, every, num_steps)
+    if key is not None:
+        _validate.key(key)
+    progress = _meter(progress)
     final = save == "final"
     piece = _piece_length(num_steps, 1 if final else stride, checkpoint, checkpoint_every)
     pytree = as_pytree(process)
     if progress is None and checkpoint is None:
-        state, trace = _run_piece(pytree, state, key, 0, num_steps, policy, stride)
-        faults.check_state(state)
+        with faults.plain():
+            state, trace = _run_piece(pytree, state, key, 0, num_steps, policy, stride)
+            faults.check_state(state)
         return state, trace
 
     def arguments(start: int, state: State) -> tuple[Any, ...]:
@@ -152,7 +182,8 @@ def run(
             meter.advance(done)
         # Equal pieces share one compiled function; only a last, shorter piece needs a second one.
         for start in range(done, num_steps, piece):
-            state, trace = jax.block_until_ready(_run_piece(*arguments(start, state)))
+            with faults.plain():
+                state, trace = jax.block_until_ready(_run_piece(*arguments(start, state)))
             faults.check_state(state)
             traces = [trace] if final else [*traces, trace]
             finished = min(start + piece, num_steps)
@@ -162,6 +193,15 @@ def run(
     finally:
         meter.stop()
     return state, traces[0] if len(traces) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+
+
+def _meter(progress: bool | Meter | None) -> Meter | None:
+    """The meter that `progress` asks for, None for nothing."""
+    if progress is not True:
+        return None if progress is False else progress
+    from plural_jax.progress import RichMeter  # which is made of what is here
+
+    return RichMeter()
 
 
 def _piece_length(num_steps: int, unit: int, checkpoint: str | Path | None, checkpoint_every: int | None) -> int:

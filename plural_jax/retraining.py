@@ -24,7 +24,7 @@ from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.curation import Policy, check_pool, check_structure
 from plural_jax.curation_policies import check_policy
-from plural_jax.models.base import Model
+from plural_jax.models.base import Model, check_model, sample_shapes
 from plural_jax.process import Process
 from plural_jax.retraining_rounds import (
     Accumulated,
@@ -53,7 +53,7 @@ def loop(
     replace: bool = True,
     temperature: ArrayLike = 1.0,
     real: Any = None,
-    real_weight: ArrayLike = 0.0,
+    real_weight: ArrayLike | None = None,
     accumulate: int | None = None,
     initial_sets: int = 1,
     grow: int | None = None,
@@ -80,7 +80,7 @@ def loop(
         replace: whether a candidate may be picked twice in a round.
         temperature: tau, not negative, in units of reward.
         real: real data to mix in, a pytree of the samples' structure with leading axis of any length.
-        real_weight: probability that a curated sample is replaced by a real one (E9).
+        real_weight: probability that a curated sample is replaced by a real one (E9); needed with `real`.
         accumulate: train on the initial data and all curated sets so far; the number of rounds that there shall be room for.
         initial_sets: with `accumulate`, the size of the initial data in curated sets.
         grow: let the pool grow instead of making it anew from the model in every round (C.6); the number of rounds that there
@@ -113,8 +113,11 @@ def loop(
 
     Source: C.3 of the paper.
     """
+    check_model(model)
     if np.ndim(phi) != 1:
-        raise ValueError(f"phi must hold one weight for each preference, got shape {np.shape(phi)}.")
+        raise ValueError(
+            f"phi must hold one weight for each preference, got shape {np.shape(phi)}; for two, [0.3, 0.7] is an example."
+        )
     m = np.shape(phi)[0]
     policy = check_policy(phi if policy is None else policy, m)
     num_curated = _validate.positive_integer(num_curated, "num_curated")
@@ -130,14 +133,14 @@ def loop(
     # Plain functions will do: they become part of the structure.
     log_prob = None if model.log_prob is None else _partial(model.log_prob)
     model = Model(_partial(model.init), _partial(model.sample), _partial(model.fit), log_prob)
-    _check_real(real, real_weight)
+    real_weight = _checked_weight(real, real_weight)
     rounds = 0 if accumulate is None else _validate.positive_integer(accumulate, "accumulate")
     initial = num_curated * _validate.positive_integer(initial_sets, "initial_sets") if rounds else 0
     growing = 0 if grow is None else _validate.positive_integer(grow, "grow")
     if seeds is not None and not growing:
         raise ValueError("seeds need a pool that grows: give grow=, the number of rounds that there shall be room for.")
 
-    samples = jax.eval_shape(lambda key: model.sample(key, model.init(key), num_candidates), jax.random.key(0))
+    samples = sample_shapes(model, num_candidates)
     known = as_reward(reward, samples, m, reward_on)
     if real is not None:
         check_structure(real, samples)
@@ -184,10 +187,17 @@ def _partial(function: Any) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 
 
-def _check_real(real: Any, weight: ArrayLike) -> None:
+def _checked_weight(real: Any, weight: ArrayLike | None) -> ArrayLike:
+    if weight is None:
+        if real is not None:
+            raise ValueError(
+                "real needs real_weight, the share of curated samples that real ones replace, such as 0.1."
+            )
+        return 0.0
     _validate.finite(weight, "real_weight")
     value = _validate.concrete(weight)
     if np.ndim(weight) != 0 or (value is not None and not 0 <= value <= 1):
         raise ValueError(f"real_weight must be one number between 0 and 1, got {_validate.shown(weight)}.")
     if real is None and value is not None and value > 0:
         raise ValueError(f"real_weight={value.item():g} needs real data: give real=, samples like the model's own.")
+    return weight

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from plural_jax import _validate, faults
 from plural_jax.curation import Curated, Policy, curate, mix_real, take
 from plural_jax.faults import BAD_MODEL, BAD_REWARD, NO_ROOM
-from plural_jax.models.base import Model
+from plural_jax.models.base import Model, refit
+from plural_jax.process import names_its_fields
 
 
 class RetrainingState(NamedTuple):
@@ -52,6 +54,7 @@ class Accumulated(NamedTuple):
     used: Array
 
 
+@names_its_fields
 class RetrainingInfo(NamedTuple):
     """A round in numbers (C.3, C.7). Rewards, shares and entropies are of n samples of the new model.
 
@@ -122,8 +125,15 @@ class Init:
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.sizes == self.sizes
 
-    def __call__(self, settings: Settings, key: Array, params: Any = None) -> RetrainingState:
-        return _first_state(self.sizes, settings, key, params)
+    def __call__(self, settings: Settings, key: Array | None = None, params: Any = None) -> RetrainingState:
+        if key is None:
+            raise ValueError(
+                "process.init needs a PRNG key, because candidates are drawn at random: process.init(jax.random.key(0)); in a "
+                "sweep, make returns (process, key)."
+            )
+        _validate.key(key, "candidates are drawn at random")
+        with faults.plain():
+            return _first_state(self.sizes, settings, key, params)
 
 
 class Step(Init):
@@ -132,9 +142,9 @@ class Step(Init):
     def __call__(  # type: ignore[override]
         self, settings: Settings, key: Array | None, state: RetrainingState
     ) -> tuple[RetrainingState, RetrainingInfo]:
-        if key is None:
-            raise ValueError("key must be a PRNG key, because candidates and choices are drawn at random, got None.")
-        return _round(self.sizes, settings, key, state)
+        key = _validate.key(key, "candidates and choices are drawn at random")
+        with faults.plain():
+            return _round(self.sizes, settings, key, state)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -174,7 +184,7 @@ def _round(
         fault = _first(fault, full, NO_ROOM)
         samples = data.samples
         weights = (jnp.arange(sizes.room, dtype=jnp.int32) < data.used).astype(jnp.result_type(float))
-    params = settings.model.fit(fitting, state.params, samples, weights)
+    params = refit(settings.model, fitting, state.params, samples, weights)
     joined = None
     new = _looked_at(sizes, settings, sampling, params, data, fault)
     if pool is not None:

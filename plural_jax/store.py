@@ -55,7 +55,7 @@ class SweepStore:
         Raises:
             ValueError: the folder holds something else, or another sweep.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         found = _attributes(path)
         if found is None:
             return None
@@ -67,7 +67,7 @@ class SweepStore:
             detail = (
                 "; ".join(f"{k} is {found.get(k)} there and {wanted[k]} now" for k in differ)
                 if differ
-                else "its `make` or a parameter inside it was different"
+                else "one of its axes, its `make` or a parameter inside it was different"
             )
             raise ValueError(f"store={str(path)!r} holds another sweep ({detail}); choose another path or delete it.")
         return cls(path)
@@ -93,7 +93,7 @@ class SweepStore:
             attrs: attributes of the dataset.
             exact: whether another process's store must have the same batches.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         # On the same file system, where renaming is one step.
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

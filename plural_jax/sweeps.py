@@ -32,6 +32,8 @@ from plural_jax.sweep_batches import Plan, Program, dependent_sizes, plan
 _BATCHES = 16
 #: The same for each process, so that no process has much more to do than another.
 _BATCHES_EACH = 4
+#: What is not an axis.
+_OPTIONS = ("num_steps", "save", "every", "batch_size", "store", "part", "key", "progress", "attrs")
 #: Seconds after which what another host wrote is visible in a shared folder, with the caches of a network file system.
 _VISIBLE_AFTER = 90.0
 
@@ -103,12 +105,14 @@ def sweep(
     """
     num_steps = _validate.positive_integer(num_steps, "num_steps")
     policy, every = check_save(save, every, num_steps)
-    given = _check_axes(axes)
+    given = _check_axes(make, axes)
     # Coordinates keep the caller's digits, so that `ds.sel(phi=0.3)` finds 0.3 in a float32 sweep too.
     values = {name: v.astype(jnp.result_type(float)) for name, v in given.items()}
     if isinstance(batch_size, str) and batch_size != "auto":
         raise ValueError(f"batch_size must be 'auto' or a whole number of at least 1, got {batch_size!r}.")
     wanted = None if isinstance(batch_size, str) else _validate.positive_integer(batch_size, "batch_size")
+    if key is not None:
+        _validate.key(key)
     index, count = hosts.own_part(part)
     if store is None and (part is not None or count > 1):
         raise ValueError(
@@ -167,7 +171,8 @@ def sweep(
             shown.advance(total)
         else:
             shown.start(total, f"configurations (compiled in {program.seconds:.1f} s)")
-            _compute(program, own.batches(index, count), [v.name for v in described], kept, shown)
+            with faults.plain():
+                _compute(program, own.batches(index, count), [v.name for v in described], kept, shown)
     finally:
         shown.stop()
     if part is None and count > 1:
@@ -232,10 +237,20 @@ def _meet_the_others(kept: SweepStore | Arrays, store: Any, count: int) -> None:
         time.sleep(1.0)
 
 
-def _check_axes(axes: dict[str, ArrayLike]) -> dict[str, np.ndarray]:
+def _check_axes(make: Callable[..., Any], axes: dict[str, ArrayLike]) -> dict[str, np.ndarray]:
     """The axes as flat host arrays, float64 so that no digit of the caller's is lost."""
     if not axes:
         raise ValueError("sweep needs at least one axis, such as phi=[0.1, 0.5, 0.9].")
+    if not callable(make):
+        raise ValueError(
+            f"make must be a function that takes one number for each axis and returns a Process, got {_validate.kind(make)}."
+        )
+    why = _validate.misfit(make, **axes)
+    if why is not None:
+        raise ValueError(
+            f"make must take the axes by name, ({', '.join(axes)}), but takes {_validate.parameters(make)}: {why}. Whatever "
+            f"is no option of sweep ({', '.join(_OPTIONS)}) is an axis."
+        )
     checked = {}
     for name, given in axes.items():
         if name in ("step", "preference", "cell", "mode", "dimension"):
@@ -244,7 +259,12 @@ def _check_axes(axes: dict[str, ArrayLike]) -> dict[str, np.ndarray]:
         if array is None:
             raise ValueError(f"{name} is traced; sweep runs on the host and needs values.")
         if array.ndim != 1 or array.size == 0:
-            raise ValueError(f"{name} must be a flat sequence of at least one number, got shape {array.shape}.")
+            hint = (
+                "; an axis is one number for each configuration, of which make may build a vector"
+                if array.ndim > 1
+                else ""
+            )
+            raise ValueError(f"{name} must be a flat sequence of at least one number, got shape {array.shape}{hint}.")
         if np.isnan(array.astype(np.float64)).any():
             raise ValueError(f"{name} must not hold NaN, got {_validate.shown(array)}.")
         checked[name] = array.astype(np.float64)
@@ -253,7 +273,7 @@ def _check_axes(axes: dict[str, ArrayLike]) -> dict[str, np.ndarray]:
 
 def _build(made: Process | tuple[Process, ArrayLike]) -> tuple[Process, Any]:
     """What `make` returned, as a process and its first state."""
-    if not isinstance(made, Process) and isinstance(made, tuple) and len(made) == 2:
+    if not isinstance(made, Process) and isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Process):
         return as_pytree(made[0]), made[0].init(made[1])
     if not isinstance(made, Process):
         raise ValueError(f"make must return a Process, or a Process and a start, got {type(made).__name__}.")
@@ -275,15 +295,30 @@ def _try_corners(make: Callable[..., Any], values: dict[str, np.ndarray]) -> Non
         try:
             _build(make(**{name: jnp.asarray(v) for name, v in corner.items()}))
         except ValueError as error:
-            where = ", ".join(f"{name}={v:g}" for name, v in corner.items())
-            raise ValueError(f"{error} (in the configuration {where})") from error
+            raise ValueError(f"{error} (in the configuration {_named(corner)})") from error
+        except TypeError as error:
+            raise ValueError(
+                f"make failed in the configuration {_named(corner)}: {error} Axes arrive as floating-point arrays without "
+                "dimensions; what sets a shape, such as a number of preferences or cells, needs a sweep for each value."
+            ) from error
+
+
+def _named(corner: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={v:g}" for name, v in corner.items())
 
 
 def _one_configuration(make: Callable[..., Any], num_steps: int, save: Save, every: int) -> Callable[..., Any]:
     """The pure function (point, index, key) -> what one configuration saves."""
 
     def one(point: dict[str, Array], index: Array, key: Array | None) -> Any:
-        process, state = _build(make(**point))
+        try:
+            process, state = _build(make(**point))
+        except _validate.NEEDS_NUMBERS as error:
+            raise ValueError(
+                f"make must work with traced numbers, as under jit, but asked for the value of an axis ({', '.join(point)}): "
+                "use jax.numpy in it (jnp.stack([phi, 1 - phi]) for np.array or a list, jnp.where for `if`, no float() or "
+                "int()); what sets a shape or chooses a process needs a sweep for each value."
+            ) from error
         own = None if key is None else jax.random.fold_in(key, index)
         return advance(process, state, own, 0, num_steps, save, every)[1]
 

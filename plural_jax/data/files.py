@@ -62,7 +62,7 @@ def locate(
     """
     variable = os.environ.get(DATA_VARIABLE)
     if path is not None:
-        places = [Path(path)]
+        places = [Path(path).expanduser()]
         if not places[0].exists():
             raise FileNotFoundError(f"path={str(path)!r} does not exist.")
     else:

@@ -18,8 +18,8 @@ from jax.tree_util import Partial
 
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
-from plural_jax.landscape import Landscape, check_log_mass, normalize
-from plural_jax.process import Process
+from plural_jax.landscape import Landscape, check_log_mass, check_weights, normalize
+from plural_jax.process import Process, names_its_fields
 
 
 class DensityState(NamedTuple):
@@ -34,6 +34,7 @@ class DensityState(NamedTuple):
     log_w: Array
 
 
+@names_its_fields
 class DensityInfo(NamedTuple):
     """The density after a round, in numbers. Reward and entropy sums run over the atoms with the density as weight.
 
@@ -111,7 +112,7 @@ class Problem(NamedTuple):
 
 def problem(landscape: Landscape, phi: ArrayLike, temperature: ArrayLike, eps: ArrayLike) -> Problem:
     """Check and convert the arguments that all density processes share."""
-    _validate.simplex(phi, "phi", landscape.num_preferences)
+    check_weights(landscape, phi)
     _validate.positive(temperature, "temperature")
     _validate.finite(eps, "eps")
     eps_value = _validate.concrete(eps)
@@ -138,6 +139,20 @@ def _problem(landscape: Landscape, phi: Array, temperature: Array, eps: Array) -
         outside=(~basins.any(axis=0)).astype(rewards.dtype),
         log_uniform=landscape.uniform(),
     )
+
+
+def check_pool_size(pool_size: ArrayLike) -> np.ndarray | None:
+    """Refuse pools of fewer than two; their size as a number, None where it is traced."""
+    if pool_size is None:
+        raise ValueError(
+            "pool_size must be a number of at least 2, got None; infinitely many candidates are float('inf')."
+        )
+    if np.ndim(pool_size) != 0:
+        raise ValueError(f"pool_size must be a single number, got shape {np.shape(pool_size)}.")
+    size = _validate.real_array(pool_size, "pool_size")
+    if size is not None and not size >= 2:
+        raise ValueError(f"pool_size must be at least 2 (infinity is allowed), got {size}.")
+    return size
 
 
 def density_process(problem: Problem, multiplier: Any, rounds: Any = None) -> Process:
@@ -210,10 +225,20 @@ def _first_state(problem: Problem, multiplier: Any, log_p: Array) -> DensityStat
     return DensityState(log_p, multiplier(problem, log_p))
 
 
+def check_state(state: Any) -> None:
+    """Refuse what `init` did not return, such as bare log-masses."""
+    if not hasattr(state, "log_w"):
+        raise ValueError(
+            f"state must be what process.init() returned, got {_validate.kind(state)}; process.init(log_p) starts from "
+            "log-masses."
+        )
+
+
 def _step(
     problem: Problem, multiplier: Any, key: Array | None, state: DensityState
 ) -> tuple[DensityState, DensityInfo]:
     del key  # the exact dynamics draw nothing
+    check_state(state)
     # W integrates to one by construction; normalizing keeps rounding from drifting over many rounds.
     log_p = normalize(state.log_p + state.log_w)
     new = DensityState(log_p, multiplier(problem, log_p))

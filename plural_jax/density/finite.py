@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jax.tree_util import Partial
 
-from plural_jax import _validate
 from plural_jax._typing import ArrayLike
-from plural_jax.density.core import density_process, problem
+from plural_jax.density.core import check_pool_size, density_process, problem
 from plural_jax.density.matrix_blocks import rounds
 from plural_jax.density.quadrature import finite_pool_log_multiplier, quadrature_nodes
 from plural_jax.density.tilt import large_pool
@@ -54,14 +53,9 @@ def finite_pool(
 
     Source: Lemma 1 and Def. 1 of the paper; the integral form is the Laplace transform of a ratio of sums.
     """
-    if np.ndim(pool_size) != 0:
-        raise ValueError(f"pool_size must be a single number, got shape {np.shape(pool_size)}.")
-    size = _validate.real_array(pool_size, "pool_size")
-    if size is not None:
-        if not size >= 2:
-            raise ValueError(f"pool_size must be at least 2 (infinity is allowed), got {size}.")
-        if np.isinf(size):
-            return large_pool(landscape, phi, temperature=temperature, eps=eps)
+    size = check_pool_size(pool_size)
+    if size is not None and np.isinf(size):
+        return large_pool(landscape, phi, temperature=temperature, eps=eps)
     shared = problem(landscape, phi, temperature, eps)
     nodes = quadrature_nodes(landscape, shared, temperature, pool_size)
     return density_process(shared, Partial(finite_pool_log_multiplier, nodes), rounds)

@@ -129,13 +129,13 @@ def solve_limit(
 
     Source: Cover (1984), for the program whose multiplicative algorithm Eq. 5 is; Lindsay (1983), for its few atoms.
     """
+    given = problem(landscape, phi, temperature, 0.0)
     if initial is None:
         initial = landscape.uniform()
     else:
         check_log_mass(initial, landscape.num_atoms, "initial")
     if refine and landscape.reward is None:
         raise ValueError("refine=True needs a landscape made by Landscape.on, which knows its reward function.")
-    given = problem(landscape, phi, temperature, 0.0)
     limit = _solve(given, jnp.asarray(initial, landscape.dtype))
     if landscape.points is None:
         return limit

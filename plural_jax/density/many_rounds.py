@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from plural_jax.density.core import DensityInfo, DensityState, Problem, _step, summarize
+from plural_jax.density.core import DensityInfo, DensityState, Problem, _step, check_state, summarize
 
 #: The fast way: (num_steps, every, landscape, phi, log_p) -> (log_p, infos).
 Run = Callable[[int, int, Any, Array, Array], tuple[Array, DensityInfo]]
@@ -46,6 +46,7 @@ def rounds(
         state: where to begin.
         num_steps, every: rounds, and rounds between two infos.
     """
+    check_state(state)
     take = _reverse_only if reverse_only else _rounds
     return take(run, num_steps, every, problem, multiplier, state)
 

@@ -20,6 +20,7 @@ from plural_jax.density.core import (
     DensityInfo,
     DensityState,
     Problem,
+    check_pool_size,
     density_process,
     dot,
     parts,
@@ -27,7 +28,7 @@ from plural_jax.density.core import (
     summarize,
 )
 from plural_jax.density.finite import finite_pool
-from plural_jax.landscape import Landscape, normalize
+from plural_jax.landscape import Landscape, check_weights, normalize
 from plural_jax.process import Process
 
 
@@ -80,6 +81,7 @@ def single_reward(
 
     Source: the single-reward retraining that the paper compares with (E1, E9); Ferbach et al. (2024).
     """
+    check_weights(landscape, phi)
     m = landscape.num_preferences
     if np.ndim(preference) != 0:
         raise ValueError(f"preference must be a single number, got shape {np.shape(preference)}.")
@@ -244,11 +246,7 @@ def greedy(
 
     Source: E9 of the paper; order statistics of a discrete law.
     """
-    if np.ndim(pool_size) != 0:
-        raise ValueError(f"pool_size must be a single number, got shape {np.shape(pool_size)}.")
-    size = _validate.real_array(pool_size, "pool_size")
-    if size is not None and not size >= 2:
-        raise ValueError(f"pool_size must be at least 2 (infinity is allowed), got {size}.")
+    check_pool_size(pool_size)
     shared = problem(landscape, phi, temperature, eps)
     ranks = Ranks(jnp.asarray(pool_size, shared.rewards.dtype), _dense_ranks(shared.rewards))
     return density_process(shared, Partial(greedy_log_multiplier, ranks))
@@ -319,8 +317,7 @@ def _no_log_multiplier(problem: Problem, log_p: Array) -> Array:
 def _reward_per_round_step(
     problem: Problem, multiplier: Any, key: Array | None, state: DensityState
 ) -> tuple[DensityState, DensityInfo]:
-    if key is None:
-        raise ValueError("key must be a PRNG key, because each round's preference is drawn at random, got None.")
+    key = _validate.key(key, "each round's preference is drawn at random")
     drawn = jax.random.categorical(key, jnp.log(problem.phi))
     only = (jnp.arange(problem.phi.shape[0]) == drawn).astype(problem.phi.dtype)
     log_p = normalize(state.log_p + multiplier(problem._replace(phi=only), state.log_p))

@@ -175,9 +175,7 @@ def accumulate(process: Process, *, initial_sets: ArrayLike = 1.0) -> Process:
 
 
 def _finite_set_step(inner: Any, set_size: Array, key: Array | None, state: Any) -> tuple[Any, DensityInfo]:
-    if key is None:
-        raise ValueError("key must be a PRNG key, because a finite curated set is drawn at random, got None.")
-    own, other = jax.random.split(key)
+    own, other = jax.random.split(_validate.key(key, "a finite curated set is drawn at random"))
     state, _ = inner(other, state)
     return _refit(inner, state, sample_log_mass(own, state.log_p, set_size))
 

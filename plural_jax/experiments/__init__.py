@@ -2,6 +2,7 @@
 
 import importlib
 
+from plural_jax import _validate
 from plural_jax.experiments import sweep
 from plural_jax.experiments.base import Experiment, Run, execute
 
@@ -27,5 +28,6 @@ def get(name: str) -> Experiment:
         ValueError: there is none.
     """
     if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(sorted(EXPERIMENTS))}.")
+        own = " (it is a command: plural-jax sweep)" if name == SWEEP.name else _validate.nearest(name, EXPERIMENTS)
+        raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(sorted(EXPERIMENTS))}{own}.")
     return EXPERIMENTS[name]

@@ -30,7 +30,10 @@ def parse_axis(words: list[str]) -> tuple[float, ...]:
             if len(parts) != 3 or num < 1:
                 raise ValueError
         except (ValueError, IndexError):
-            raise ValueError(f"{word!r} is neither a number nor START:STOP:NUM (such as 0.1:0.9:9).") from None
+            raise ValueError(
+                f"{word!r} is neither a number nor START:STOP:NUM (such as 0.1:0.9:9, nine values from 0.1 to 0.9); spaces "
+                "separate values, as in 0.1 0.3 0.5."
+            ) from None
         # Rounding gives 0.3 where linspace gives 0.30000000000000004, so that labels can be typed.
         values.extend(round(float(v), 12) for v in np.linspace(start, stop, num))
     if not values:

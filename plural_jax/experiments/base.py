@@ -91,7 +91,7 @@ def execute(
     processes = 1 if part is not None else jax.process_count()
     if (part is not None or processes > 1) and not experiment.parts:
         raise ValueError(f"experiment {experiment.name!r} is computed by one process; only 'sweep' is cut into parts.")
-    folder = Path(out)
+    folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(folder)!r} is a file; choose a folder.")
     if not resume and folder.exists() and any(_foreign(folder, part)):

@@ -43,8 +43,7 @@ def floating(value: ArrayLike) -> Array:
 
 
 def check_key(key: Any) -> None:
-    if key is None:
-        raise ValueError("key must be a PRNG key, got None.")
+    _validate.key(key)
 
 
 def check_single(value: ArrayLike, name: str) -> None:

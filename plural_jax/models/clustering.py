@@ -84,12 +84,12 @@ def kmeans(
 
     Source: Arthur and Vassilvitskii (2007), with 2 + int(log k) trials for each seed, as scikit-learn has it; Lloyd (1982).
     """
-    check_key(key)
     k = _validate.positive_integer(k, "k")
     check_samples(samples, None, least=k)
     check_weights(weights, np.shape(samples)[0])
     check_not_negative(tol, "tol")
     check_whole(max_iter, "max_iter", least=1)
+    check_key(key)
     points = floating(samples)
     dtype = points.dtype
     return _kmeans_of_samples(

@@ -146,16 +146,17 @@ def _init(settings: _Settings, key: Array) -> MixtureParams:
 
 
 def _sample(key: Array, params: MixtureParams, num: int) -> Array:
+    num = _validate.positive_integer(num, "num")
     check_key(key)
-    return _draw(key, params, _validate.positive_integer(num, "num"))
+    return _draw(key, params, num)
 
 
 def _fit(
     settings: _Settings, key: Array, params: MixtureParams, samples: ArrayLike, weights: ArrayLike | None = None
 ) -> MixtureParams:
-    check_key(key)
     check_samples(samples, settings.dimension, least=settings.num_components)
     check_weights(weights, np.shape(samples)[0])
+    check_key(key)
     dtype = settings.std.dtype
     return _refit(
         settings,

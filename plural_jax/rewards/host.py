@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from plural_jax import _validate, faults
+
 _log = logging.getLogger(__name__)
-#: What JAX raises where a function wants the numbers of a traced array.
-_NEEDS_NUMBERS = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
 
 
 class HostReward:
@@ -56,13 +56,18 @@ class HostReward:
             leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(given)]
             batch = leaves[0].shape[: leaves[0].ndim - ndims[0]]
             flat = [x.reshape(-1, *x.shape[x.ndim - ndim + 1 :]) for x, ndim in zip(leaves, ndims, strict=True)]
-            values = np.asarray(self.function(jax.tree.unflatten(structure, flat)))
-            wanted = (flat[0].shape[0], self.num_preferences)
-            if values.shape != wanted:
-                raise ValueError(
-                    f"reward must return one number for each of {wanted[0]} samples and {wanted[1]} preferences, shape "
-                    f"{wanted}, got shape {values.shape}."
-                )
+            try:
+                result = self.function(jax.tree.unflatten(structure, flat))
+                values = np.asarray(result)
+                wanted = (flat[0].shape[0], self.num_preferences)
+                if values.shape != wanted:
+                    raise ValueError(
+                        f"reward must return one number for each of {wanted[0]} samples and {wanted[1]} preferences, shape "
+                        f"{wanted}, got shape {values.shape}{_validate.reward_advice(result, wanted[0])}"
+                    )
+            except Exception as error:
+                faults.remember(error)
+                raise
             return values.astype(dtype).reshape(*batch, num, self.num_preferences)
 
         shape = jax.ShapeDtypeStruct((num, self.num_preferences), dtype)
@@ -82,24 +87,24 @@ def as_reward(reward: Callable[[Any], Any], samples: Any, num_preferences: int, 
         ValueError: not callable; another `where`; a result of another shape.
     """
     if not callable(reward):
-        raise ValueError(f"reward must be a function of samples, got {reward!r}.")
+        raise ValueError(f"reward must be a function of samples, got {_validate.kind(reward)}.")
     if where not in ("auto", "device", "host"):
         raise ValueError(f"reward_on must be 'auto', 'device' or 'host', got {where!r}.")
     on_host = Partial(HostReward(reward, num_preferences))
     if where == "host":
         return on_host
     try:
-        shape = np.shape(jax.eval_shape(reward, samples))
+        result = jax.eval_shape(reward, samples)
     except Exception as error:
         if where == "device" or not _wants_numbers(error):
             raise
         _log.info("the reward cannot be traced by JAX, so it is called on the host")
         return on_host
-    wanted = (jax.tree.leaves(samples)[0].shape[0], num_preferences)
+    wanted, shape = (jax.tree.leaves(samples)[0].shape[0], num_preferences), np.shape(result)
     if shape != wanted:
         raise ValueError(
             f"reward must return one number for each sample and preference, shape {wanted} for {wanted[0]} samples and "
-            f"{num_preferences} weights phi, got shape {shape}."
+            f"{num_preferences} weights phi, got shape {shape}{_validate.reward_advice(result, wanted[0])}"
         )
     return Partial(reward) if jax.tree_util.all_leaves([reward]) else reward
 
@@ -107,7 +112,7 @@ def as_reward(reward: Callable[[Any], Any], samples: Any, num_preferences: int, 
 def _wants_numbers(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, says that a traced array has no numbers; torch and others wrap it."""
     while error is not None:
-        if isinstance(error, _NEEDS_NUMBERS) or "Tracer" in str(error):
+        if isinstance(error, _validate.NEEDS_NUMBERS) or "Tracer" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -15,7 +15,7 @@ from jax import Array
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import dot
-from plural_jax.landscape import Landscape, as_float, check_log_mass, normalize
+from plural_jax.landscape import Landscape, as_float, check_log_mass, check_weights, normalize
 from plural_jax.theory.bounds import check_eps, check_weight
 from plural_jax.theory.partition import basin_partition
 
@@ -340,7 +340,7 @@ def fair_share_floor(landscape: Landscape, phi: ArrayLike, *, temperature: Array
 
     Source: derived here from the optimality condition of `max_p sum_i phi_i log Z_i`.
     """
-    _validate.simplex(phi, "phi", landscape.num_preferences)
+    check_weights(landscape, phi)
     _validate.positive(temperature, "temperature")
     return _share_floor(landscape, *(jnp.asarray(v, landscape.dtype) for v in (phi, temperature)))
 

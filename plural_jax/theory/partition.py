@@ -37,7 +37,7 @@ from jax import Array
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import dot
-from plural_jax.landscape import Landscape, as_float
+from plural_jax.landscape import Landscape, as_float, check_weights
 from plural_jax.theory.bounds import check_eps, leakage_between
 
 
@@ -215,7 +215,7 @@ def merged_weight_bounds(
 
     Source: derived here, from the proof of Lemma B.5.
     """
-    _validate.simplex(phi, "phi", landscape.num_preferences)
+    check_weights(landscape, phi)
     check_eps(eps)
     _validate.positive(temperature, "temperature")
     dtype = landscape.dtype
