@@ -166,7 +166,7 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
 
 
 def plot(ds: xr.Dataset) -> dict[str, Figure]:
-    """Figure 4 beside the predictions, and the same noise through the rounds of every arm."""
+    """Figure 4 beside the predictions, and images of every round and arm."""
     with figures.style():
         return {"figure4": _figure4(ds), "samples": _samples(ds)}
 
@@ -218,7 +218,7 @@ def _looks(names: list[str]) -> list[dict[str, Any]]:
 
 
 def _samples(ds: xr.Dataset) -> Figure:
-    """The same noise, by round (rows within an arm)."""
+    """Images by round (rows within an arm); in a round every arm starts from the same noise."""
     config, shown_arms = config_of(ds), arms_of(ds)
     last = ds.sizes["step"] - 1
     rounds = sorted({0, last // 2, last})
@@ -238,7 +238,7 @@ def _samples(ds: xr.Dataset) -> Figure:
         ax.tick_params(length=0)
         for side in ax.spines.values():
             side.set_visible(False)
-    figures.caption(figure, f"The same noise through the rounds; {_parameters(ds, config)}")
+    figures.caption(figure, f"In a round all arms start from the same noise; {_parameters(ds, config)}")
     return figure
 
 

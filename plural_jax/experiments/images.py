@@ -29,7 +29,7 @@ from plural_jax.metrics import ImageMetrics, Moments, moments
 from plural_jax.models.classifiers import load_classifier
 from plural_jax.process import Meter
 
-#: Images of every round that are kept, the same noise in every round.
+#: Images of every round that are kept; every arm draws them from the same noise, another in each round.
 NUM_SHOWN = 24
 
 
