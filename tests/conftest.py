@@ -76,6 +76,11 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, and doctests last, so that no worker is left alone with a long file at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
 def pytest_report_header() -> str:
     return f"random inputs: {SEED_VARIABLE}={_seed()}"
 
