@@ -115,9 +115,10 @@ def test_derivative_against_finite_differences(small, tokens, rng):
         moved = jax.tree.map(lambda p, d: p + h * d, params, direction)
         return jnp.mean(weights * jax.nn.log_softmax(model.apply(moved, tokens[:, :6])))
 
-    h = np.float32(3e-3)
+    # Richardson's extrapolation: in some directions the third derivative is large.
+    coarse, fine = ((along(params, h) - along(params, -h)) / (2 * h) for h in np.float32([4e-3, 2e-3]))
     slope = jax.grad(along, argnums=1)(params, np.float32(0))
-    np.testing.assert_allclose(slope, (along(params, h) - along(params, -h)) / (2 * h), rtol=0.02, atol=2e-3)
+    np.testing.assert_allclose(slope, (4 * fine - coarse) / 3, rtol=0.02, atol=2e-3)
     gradient = jax.jit(jax.grad(along))(params, np.float32(0))
     total = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
     np.testing.assert_allclose(total, slope, rtol=1e-3, atol=1e-4)
