@@ -75,6 +75,7 @@ def test_help_and_list(capsys):
     assert "--pool-size" in capsys.readouterr().out
 
 
+@pytest.mark.end_to_end
 def test_sweep_from_the_command_line(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     words = ["sweep", "--phi", "0.3:0.7:2", "--distance", "2", "--pool-size", "inf", "--num", "20", "--num-steps", "3"]
@@ -91,6 +92,7 @@ def test_sweep_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert cli.main([*words, "--resume"]) == 0
 
 
+@pytest.mark.end_to_end
 def test_a_sweep_in_parts_from_the_command_line(tmp_path, capsys):
     out = tmp_path / "run"
     words = ["sweep", "--phi", "0.3:0.7:3", "--distance", "2", "--pool-size", "inf", "--num", "20", "--num-steps", "3"]

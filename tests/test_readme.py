@@ -5,6 +5,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.end_to_end
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -217,6 +217,7 @@ def _child(pause, *stores):
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
 
 
+@pytest.mark.end_to_end
 def test_killed_sweep_continues_on_four_devices(tmp_path):
     """SIGKILL in the middle; started again it computes only the rest, and gives the dataset of an unbroken run.
 
