@@ -57,6 +57,7 @@ class Interrupt:
         pass
 
 
+@pytest.mark.end_to_end
 def test_it_learns(runs):
     """From chance, a third, to nearly all of fresh images; the result is the average and measures what the history says."""
     (classifier, history), _ = runs

@@ -223,10 +223,11 @@ def test_a_classifier_is_a_pytree(small, rng):
     mapped = jax.vmap(lambda c: c.logits(images))(both)
     np.testing.assert_allclose(mapped[1], again.logits(images), rtol=1e-4, atol=1e-5)
     towards = jnp.asarray(rng.normal(size=images.shape), jnp.float32)
-    slope = jnp.vdot(jax.grad(lambda x: small.logits(x)[:, 0].sum())(images), towards)
+    gradient = jax.grad(lambda x: small.logits(x)[:, 0].sum())(images)
     eps = jnp.float32(1e-3)  # small, because the network has kinks
     difference = (small.logits(images + eps * towards) - small.logits(images - eps * towards))[:, 0].sum() / (2 * eps)
-    np.testing.assert_allclose(slope, difference, rtol=0.1, atol=0.02)
+    # In a random direction the slope is about the gradient's length, and can be much less.
+    np.testing.assert_allclose(jnp.vdot(gradient, towards), difference, atol=0.05 * jnp.linalg.norm(gradient))
 
 
 def test_accuracy_counts(small, rng):

@@ -539,6 +539,7 @@ def test_without_a_network_it_says_what_to_do(cache, monkeypatch):
     assert "\n" not in sentence and not [f for f in cache.rglob("*") if f.is_file()]
 
 
+@pytest.mark.end_to_end
 def test_real_images():
     """Known facts about CIFAR-10: numbers of images, of each class, and how the original order begins."""
     folder = real_data("cifar10")

@@ -52,6 +52,7 @@ def test_draws_are_multinomial(rng, dtype):
         assert _chi_square(pair, scipy.stats.binom(size, float(p[2]) + float(p[4]))) > 1e-7
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_million_draws(rng, dtype):
     """Where a binomial in float32 is no longer exact: many small masses, each with the right mean and variance."""

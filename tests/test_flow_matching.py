@@ -188,6 +188,7 @@ def test_images_are_mirrored_half_of_the_time():
     assert seen[1] < seen[0] - 0.005
 
 
+@pytest.mark.end_to_end
 def test_retraining_loop_takes_a_flow(rng):
     """A flow is a `Model` as any other: one preference moves it, another number compiles nothing."""
     training = FlowTraining(num_steps=30, batch_size=16, learning_rate=1e-2, average=0.9)

@@ -41,6 +41,7 @@ def exact(process, log_p, rounds=ROUNDS):
     return np.exp(np.asarray(pj.run(process, process.init(log_p), rounds, save="density")[1].log_p))
 
 
+@pytest.mark.end_to_end
 def test_counting_converges_to_the_exact_dynamics_like_monte_carlo(setting, key):
     """A histogram refit by counting, fresh pools of five: errors fall like 1/sqrt(N)."""
     rewards, log_p, phi = setting
@@ -58,6 +59,7 @@ def test_counting_converges_to_the_exact_dynamics_like_monte_carlo(setting, key)
     assert -0.6 < rate < -0.4
 
 
+@pytest.mark.end_to_end
 def test_accumulated_and_real_data_follow_their_exact_processes(setting, key):
     rewards, log_p, phi = setting
     land, model, reward = pj.Landscape(rewards=rewards), histogram(log_p), pj.rewards.items(rewards)

@@ -118,6 +118,7 @@ def test_presets_have_the_size_they_say(name, low, high):
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
 
 
+@pytest.mark.end_to_end
 def test_half_precision_is_close(rng):
     full = pj.models.unet(SMALL)
     half = pj.models.unet(pj.models.UNetConfig(**{**SMALL.__dict__, "dtype": "bfloat16"}))
