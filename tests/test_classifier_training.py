@@ -71,6 +71,7 @@ def test_it_learns(runs):
     assert {leaf.dtype for leaf in jax.tree.leaves(classifier)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.end_to_end
 def test_an_interrupted_run_resumes_bit_for_bit(runs):
     jax.tree.map(np.testing.assert_array_equal, *runs)
 

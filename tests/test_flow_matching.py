@@ -93,6 +93,7 @@ def gaussian_flow():
     return network, final.average
 
 
+@pytest.mark.end_to_end
 def test_a_gaussian_target_has_the_known_velocity(gaussian_flow):
     """With optimal couplings x_1 = mean + std x_0, so u(t, x) is the constant velocity of the path through x."""
     network, params = gaussian_flow
@@ -104,6 +105,7 @@ def test_a_gaussian_target_has_the_known_velocity(gaussian_flow):
     np.testing.assert_allclose(np.ravel(found), exact.ravel(), atol=0.12)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("solver", ["tsit5", "euler"])
 def test_a_gaussian_target_has_the_known_density_which_integrates_to_one(gaussian_flow, solver):
     network, params = gaussian_flow
