@@ -182,10 +182,10 @@ def test_a_slice_that_was_left_out_grows_back(rng):
 class Recorder(Observer):
     """In place of the numbers of a summary: the bounds that it is given, and the rows that say where there are none."""
 
-    def __call__(self, masses, z, measured, trusted, bounds, choice):
+    def __call__(self, masses, z, measured, bounds, choice):
         return bounds, choice
 
-    def careful(self, masses):
+    def careful(self, log_p, log_w):
         return jnp.full((self.phi.shape[0], prefix.SLICES, self.phi.shape[2]), jnp.nan, self.form.dtype)
 
 
@@ -199,6 +199,7 @@ def bounds_of(rewards, phis, starts, num_steps):
     with (
         mock.patch.object(prefix, "pays", lambda *_: True),
         mock.patch.object(linear_blocks, "Observer", Recorder),
+        mock.patch.object(linear_blocks, "num_rows", lambda m: prefix.SLICES),
         mock.patch.object(linear_blocks, "unpack", lambda rows, m: rows),
     ):
         _, bounds = tilt_blocks.xla_rounds(num_steps, 1, (problem, multiplier), phi, log_p)
@@ -285,9 +286,7 @@ def observed(log_p, guess):
     masses = form.from_log(prefix.reorder(log_p[None], order, 1), CUTS)
     q = [part.q for part in masses]
     z = jnp.matmul(tilt, jnp.concatenate(q, axis=1)) * 2.0**-form.scale
-    return observe(
-        masses, z, Measured(observe.phi / z, z, 1 / jnp.min(z)), jnp.asarray(True), observe.slices.masses(q), guess
-    )
+    return observe(masses, z, Measured(observe.phi / z, z, 1 / jnp.min(z)), observe.slices.masses(q), guess)
 
 
 @jax.jit

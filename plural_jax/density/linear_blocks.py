@@ -34,7 +34,6 @@ A summary costs several times a round, and reads only the first cells where that
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -45,8 +44,8 @@ from jax import Array
 
 from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityInfo, Problem
-from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix, per_configuration
-from plural_jax.density.linear_blocks_summary import Observer, unpack
+from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix
+from plural_jax.density.linear_blocks_summary import Observer, num_rows, unpack
 from plural_jax.density.many_rounds import in_pieces, plain
 from plural_jax.landscape import normalize
 
@@ -145,27 +144,37 @@ class Rule(Protocol):
 
 
 class _Loop(NamedTuple):
-    """What the loop over rounds carries.
+    """What the loop over blocks carries.
 
     Attributes:
         masses: parts of the density.
-        measured: what the rule reads off this density.
-        growth: bound on what the block's rounds so far multiplied a mass by, [].
-        age: rounds since the last fold, [].
         t: rounds done, [].
+        pending: whether the density must be summed up in log space, before another round, [].
         bounds: what the sum over q in a slice does not exceed, [G, SLICES, C]; see `linear_blocks_prefix`.
         choice: index of the length that the next summary begins with, [].
         infos: what was saved so far, [num_steps / every, G, rows, C], as an `Observer` returns it.
     """
 
     masses: Parts
-    measured: Measured
-    growth: Array
-    age: Array
     t: Array
+    pending: Array
     bounds: Array
     choice: Array
     infos: Array
+
+
+class _Block(NamedTuple):
+    """What the rounds of one block carry besides.
+
+    Attributes:
+        measured: what the rule reads off the density.
+        growth: bound on what the block's rounds so far multiplied a mass by, [].
+        age: rounds since the last fold, [].
+    """
+
+    measured: Measured
+    growth: Array
+    age: Array
 
 
 def run(
@@ -212,60 +221,56 @@ def _run(
     rule = rule_type(Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts, every == 1))
     observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, in_order, rule.w_first)
     slices = observe.slices
+    normalized = jax.vmap(jax.vmap(normalize, 1, 1))
 
-    def may_go_on(c: _Loop) -> Array:
-        return (c.t < num_steps) & (c.age < longest) & rule.trusted(c.growth * c.measured.w_max, c.measured)
+    def may_go_on(c: _Loop, b: _Block) -> Array:
+        return (c.t < num_steps) & (b.age < longest) & rule.trusted(b.growth * b.measured.w_max, b.measured)
 
-    def anew(masses: Parts, c: _Loop) -> _Loop:
-        """The first state of a block."""
-        bounds = c.bounds if slices is None else slices.masses([part.q for part in masses])
-        return c._replace(masses=masses, measured=rule.measure(masses), growth=one, age=none, bounds=bounds)
+    def observed(c: _Loop, b: _Block) -> tuple[Array, Array]:
+        return observe(c.masses, rule.normalizers(b.measured, c.masses), b.measured, c.bounds, c.choice)
 
-    def observed(c: _Loop) -> tuple[Array, Array]:
-        z = rule.normalizers(c.measured, c.masses)
-        return observe(c.masses, z, c.measured, rule.trusted(c.growth, c.measured), c.bounds, c.choice)
+    def write(c: _Loop, info: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(c.infos, info, (c.t - 1) // every, 0)
 
-    def record(c: _Loop, observed: Callable[[_Loop], tuple[Array, Array]]) -> _Loop:
-        if every == num_steps:
-            return c
-        if every == 1:
-            new, choice = observed(c)
-        else:  # Between two saves this writes zeros, and the save overwrites them.
-            new, choice = jax.lax.cond(
-                c.t % every == 0, observed, lambda c: (jnp.zeros(c.infos.shape[1:], form.dtype), c.choice), c
-            )
-        infos = jax.lax.dynamic_update_index_in_dim(c.infos, new, (c.t - 1) // every, 0)
-        return c._replace(infos=infos, choice=choice)
-
-    def linear_round(c: _Loop) -> _Loop:
-        masses = tuple(Masses(part.q * rule.w(c.measured, k), part.exponent) for k, part in enumerate(c.masses))
+    def linear_round(carry: tuple[_Loop, _Block]) -> tuple[_Loop, _Block]:
+        c, b = carry
+        masses = tuple(Masses(part.q * rule.w(b.measured, k), part.exponent) for k, part in enumerate(c.masses))
         bounds = c.bounds
         if slices is not None:
             bounds = jnp.minimum(
-                bounds * mix(c.measured.weights, slices.tilt[:, :, : prefix.SLICES]), 2.0 ** (form.scale + 1)
+                bounds * mix(b.measured.weights, slices.tilt[:, :, : prefix.SLICES]), 2.0 ** (form.scale + 1)
             )
-        new = c._replace(
-            masses=masses,
-            measured=rule.measure(masses),
-            growth=c.growth * c.measured.w_max,
-            age=c.age + 1,
-            t=c.t + 1,
-            bounds=bounds,
+        b = _Block(rule.measure(masses), b.growth * b.measured.w_max, b.age + 1)
+        c = c._replace(masses=masses, bounds=bounds, t=c.t + 1)
+        trusted, saved = rule.trusted(b.growth, b.measured), c.t % every == 0
+        # Between two saves this writes zeros, and the save overwrites them.
+        info, choice = jax.lax.cond(
+            trusted & saved, observed, lambda c, b: (jnp.zeros(c.infos.shape[1:], form.dtype), c.choice), c, b
         )
-        return record(new, observed)
+        return c._replace(infos=write(c, info), choice=choice, pending=saved & ~trusted), b
 
-    def log_round(c: _Loop) -> _Loop:
-        log_p = per_configuration(lambda problem, multiplier, log_p: normalize(log_p + multiplier(problem, log_p)))(
-            problem, multiplier, phi, form.to_log(c.masses)
-        )
-        c = anew(form.from_log(log_p, cuts), c)
-        # Rare, so that it need not be fast, and compiles faster so.
-        return record(c._replace(age=c.age + 1, t=c.t + 1), lambda c: (observe.careful(c.masses), c.choice))
+    def careful_turn(c: _Loop, stuck: Array) -> _Loop:
+        """Sum up what is pending, and take a round in log space if no other is possible; both need log W."""
+        log_p = form.to_log(c.masses)
+        log_w = observe.log_w(log_p)
+        before = jax.lax.dynamic_index_in_dim(c.infos, (c.t - 1) // every, 0, keepdims=False)
+        c = c._replace(infos=write(c, jnp.where(c.pending, observe.careful(log_p, log_w), before)))
+        new = form.from_log(normalized(log_p + log_w), cuts)
+        masses = jax.tree.map(lambda new, old: jnp.where(stuck, new, old), new, c.masses)
+        t = c.t + stuck.astype(jnp.int32)
+        return c._replace(masses=masses, t=t, pending=stuck & (t % every == 0))
 
     def block(c: _Loop) -> _Loop:
-        c = jax.lax.while_loop(may_go_on, linear_round, anew(tuple(map(form.fold, c.masses)), c))
+        masses = tuple(map(form.fold, c.masses))
+        bounds = c.bounds if slices is None else slices.masses([part.q for part in masses])
+        c, b = c._replace(masses=masses, bounds=bounds), _Block(rule.measure(masses), one, none)
+        stuck = (c.t < num_steps) & ~may_go_on(c, b)
         # At most one turn; a loop, because XLA copies what passes through a cond.
-        return jax.lax.while_loop(lambda c: c.age == 0, log_round, c)
+        c, _ = jax.lax.while_loop(
+            lambda x: x[1], lambda x: (careful_turn(x[0], stuck), jnp.zeros((), bool)), (c, stuck | c.pending)
+        )
+        # After a round in log space b is out of date.
+        return jax.lax.while_loop(lambda x: may_go_on(*x) & ~x[0].pending & ~stuck, linear_round, (c, b))[0]
 
     one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
     # A start that all share is converted once.
@@ -274,17 +279,13 @@ def _run(
         for part in form.from_log(log_p, cuts)
     )
     bounds = jnp.zeros((phi.shape[0], prefix.SLICES if in_order else 0, phi.shape[2]), form.dtype)
-    # The first block measures; until then only shapes matter.
-    unmeasured = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rule.measure, masses))
-    start = _Loop(masses, unmeasured, one, none, none, bounds, none, bounds)
-    info, _ = jax.eval_shape(observed, start)
-    start = start._replace(infos=jnp.zeros((num_steps // every, *info.shape), info.dtype))
-    c = jax.lax.while_loop(lambda c: c.t < num_steps, block, start)
-    rows = observed(c)[0][None] if every == num_steps else c.infos
-    log_p = jax.vmap(jax.vmap(normalize, 1, 1))(form.to_log(c.masses))
+    infos = jnp.zeros((num_steps // every, phi.shape[0], num_rows(phi.shape[1]), phi.shape[2]), form.dtype)
+    start = _Loop(masses, none, jnp.zeros((), bool), bounds, none, infos)
+    c = jax.lax.while_loop(lambda c: (c.t < num_steps) | c.pending, block, start)
+    log_p = normalized(form.to_log(c.masses))
     if in_order:
         log_p = prefix.reorder(log_p, jnp.argsort(order, axis=1), 1)
-    infos = unpack(jnp.moveaxis(rows, 1, 0), phi.shape[1])
+    infos = unpack(jnp.moveaxis(c.infos, 1, 0), phi.shape[1])
     return log_p[:, :n, :columns], jax.tree.map(lambda x: x[..., :columns], infos)
 
 

@@ -5,7 +5,7 @@ Arrays are `[G, n, C]`: landscapes, cells, configurations; see `linear_blocks` f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
-from plural_jax.density.core import Problem
 
 _LOG2 = float(np.log(2.0))
 #: Cells come in a multiple of this, so that sums over them can begin with a few equal slices.
@@ -121,12 +119,3 @@ def mix(u: Array, tilt: Array) -> Array:
 def add(terms: Iterable[Array]) -> Array:
     """Sum of at least one array."""
     return reduce(jnp.add, terms)
-
-
-def per_configuration(function: Callable[[Problem, Any, Array], Any]) -> Callable[[Problem, Any, Array, Array], Any]:
-    """Turn a function of one (problem, multiplier, log_p) into one of all (problem, multiplier, phi, log_p)."""
-
-    def one(problem: Problem, multiplier: Any, phi: Array, log_p: Array) -> Any:
-        return function(problem._replace(phi=phi), multiplier, log_p)
-
-    return jax.vmap(jax.vmap(one, (None, None, 1, 1), -1))

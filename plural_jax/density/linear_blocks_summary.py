@@ -1,7 +1,8 @@
 """The numbers of `DensityInfo` from masses in linear space, for all configurations at once.
 
 Most sums over cells are one product with a table of rows. Raw second moments suffice for most variances; where their
-digits cancel, all are summed again about the means. Where sums over q mean nothing, the reference summary is used.
+digits cancel, all are summed again about the means. Where sums over q mean nothing, the reference summary of log-masses
+is taken instead.
 
 Arrays are `[G, n, C]`: landscapes, cells, configurations; see `linear_blocks`.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from plural_jax.density.core import INFO_DIMS, DensityInfo, DensityState, Problem, dot, summarize
-from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Parts, add, mix, per_configuration
+from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Parts, add, mix
 from plural_jax.density.linear_blocks_prefix import LENGTHS, SLICES, Slices
 
 _LOG2 = float(np.log(2.0))
@@ -88,24 +89,16 @@ class Observer:
         elsewhere = addend.at[:, 2 * m : 3 * m].set(jnp.inf)
         return jnp.stack([factor, factor], axis=1)[..., None], jnp.stack([elsewhere, addend], axis=1)[..., None]
 
-    def __call__(
-        self, masses: Parts, z: Array, measured: Any, trusted: Array, bounds: Array, choice: Array
-    ) -> tuple[Array, Array]:
+    def __call__(self, masses: Parts, z: Array, measured: Any, bounds: Array, choice: Array) -> tuple[Array, Array]:
         """The infos below one another as `unpack` expects them, and the length to begin with the next time.
 
         Args:
-            masses: parts of the density.
+            masses: parts of the density, sums over which mean something.
             z: its normalizers, [G, m, C].
             measured: as `w_first` takes it; its `weights` are those of W.
-            trusted: whether sums over q mean something.
             bounds: what the sum over q in a slice does not exceed, [G, SLICES, C].
             choice: index of the length to begin with, [].
         """
-        return jax.lax.cond(
-            trusted, self._fast, lambda masses, *_: (self.careful(masses), choice), masses, z, measured, bounds, choice
-        )
-
-    def _fast(self, masses: Parts, z: Array, measured: Any, bounds: Array, choice: Array) -> tuple[Array, Array]:
         m = self.phi.shape[1]
         numbers, choice = self._read([part.q for part in masses], measured, bounds, choice)
         mean, variance, basin, outside, entropy, maxima = jnp.split(
@@ -125,14 +118,29 @@ class Observer:
         )
         return _pack(info), choice
 
-    def careful(self, masses: Parts) -> Array:
+    def log_w(self, log_p: Array) -> Array:
+        """Log W in log space, [G, n, C]."""
+        return self._each(lambda problem, multiplier, log_p: multiplier(problem, log_p))(log_p)
+
+    def careful(self, log_p: Array, log_w: Array) -> Array:
         """The infos by the reference summary, which needs no bounds and trusts no sum."""
 
-        def one(problem: Problem, multiplier: Any, log_p: Array) -> DensityInfo:
-            return summarize(problem, DensityState(log_p, multiplier(problem, log_p)))
+        def one(problem: Problem, _: Any, log_p: Array, log_w: Array) -> DensityInfo:
+            return summarize(problem, DensityState(log_p, log_w))
 
-        log_p = self.form.to_log(masses)
-        return _pack(per_configuration(one)(self.problem, self.multiplier, self.phi, log_p))
+        return _pack(self._each(one)(log_p, log_w))
+
+    def _each(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Turn a function of one (problem, multiplier, *[n]) into one of all configurations' [G, n, C]."""
+
+        def of_all(*arrays: Array) -> Any:
+            def one(problem: Problem, multiplier: Any, phi: Array, *columns: Array) -> Any:
+                return function(problem._replace(phi=phi), multiplier, *columns)
+
+            columns = (1,) * (1 + len(arrays))
+            return jax.vmap(jax.vmap(one, (None, None, *columns), -1))(self.problem, self.multiplier, self.phi, *arrays)
+
+        return of_all
 
     def _read(self, q: list[Array], measured: Any, bounds: Array, choice: Array) -> tuple[Array, Array]:
         """The numbers of `_over` from as few cells as will do, and the next length to begin with."""
@@ -191,6 +199,11 @@ class Observer:
 def _pack(info: DensityInfo) -> Array:
     """All fields below one another, [G, rows, C]: one array is computed and written faster than nine."""
     return jnp.concatenate([x if x.ndim == 3 else x[:, None] for x in info], axis=1)
+
+
+def num_rows(m: int) -> int:
+    """Rows of all fields."""
+    return sum(m if name in INFO_DIMS else 1 for name in DensityInfo._fields)
 
 
 def unpack(rows: Array, m: int) -> DensityInfo:
