@@ -285,8 +285,8 @@ def _run(
     log_p = normalized(form.to_log(c.masses))
     if in_order:
         log_p = prefix.reorder(log_p, jnp.argsort(order, axis=1), 1)
-    infos = unpack(jnp.moveaxis(c.infos, 1, 0), phi.shape[1])
-    return log_p[:, :n, :columns], jax.tree.map(lambda x: x[..., :columns], infos)
+    info = unpack(jnp.moveaxis(c.infos, 1, 0), phi.shape[1])
+    return log_p[:, :n, :columns], jax.tree.map(lambda x: x[..., :columns], info)
 
 
 def _fill_up(problem: Problem, phi: Array, log_p: Array, fewest: int) -> tuple[Problem, Array, Array]:
