@@ -44,6 +44,7 @@ from jax import Array
 
 from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityInfo, Problem
+from plural_jax.density.linear_blocks_deferred import ROUNDS, Deferred
 from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix
 from plural_jax.density.linear_blocks_summary import Observer, num_rows, unpack
 from plural_jax.density.many_rounds import in_pieces, plain
@@ -53,6 +54,10 @@ from plural_jax.landscape import normalize
 _ENTRIES_AT_A_TIME = 2**17
 #: With several host devices, masses in one part.
 _ENTRIES_OF_A_PART = 2**15
+#: No cells are deferred in runs of fewer rounds with a summary at the end alone, where sorting the cells takes longer.
+_FEWEST_ROUNDS = 64
+#: Nor with fewer rounds between two summaries, before which all masses are needed.
+_FEWEST_ROUNDS_BETWEEN = 8
 #: Columns that one piece of the configurations has at least.
 _FEWEST_COLUMNS = 32
 
@@ -203,7 +208,8 @@ def _run(
     problem, multiplier = landscape
     problem, phi, log_p = _fill_up(problem, phi, log_p, rule_type.columns)
     multiplier = rule_type.fill_up(multiplier, log_p.shape[1] - n)
-    in_order = rule_type.sorts and every < num_steps and prefix.pays(log_p.shape[1], phi.shape[2])
+    in_order = rule_type.sorts and prefix.pays(log_p.shape[1], phi.shape[2])
+    in_order &= every < num_steps or num_steps >= _FEWEST_ROUNDS
     form = Format.of(log_p.dtype)
     live = log_p > -jnp.inf
     problem, tilt = _tilts(problem, live.any(axis=2))
@@ -218,13 +224,15 @@ def _run(
     w_low = jnp.min(jnp.where(live, mix(_extremes(phi) if live.shape[2] == 1 else phi, tilt), 1.0))
     longest = ((form.scale - 1) / -jnp.log2(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
     cuts = _cuts(tilt.shape[2], log_p.shape[0] * tilt.shape[2] * phi.shape[2], in_order)
-    rule = rule_type(Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts, every == 1))
+    setting = Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts, every == 1)
+    rule = rule_type(setting)
     observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, in_order, rule.w_first)
     slices = observe.slices
+    deferred = Deferred(setting, rule) if in_order and every >= _FEWEST_ROUNDS_BETWEEN else None
     normalized = jax.vmap(jax.vmap(normalize, 1, 1))
 
-    def may_go_on(c: _Loop, b: _Block) -> Array:
-        return (c.t < num_steps) & (b.age < longest) & rule.trusted(b.growth * b.measured.w_max, b.measured)
+    def may_go_on(b: _Block, limit: Array) -> Array:
+        return (b.age < limit) & rule.trusted(b.growth * b.measured.w_max, b.measured)
 
     def observed(c: _Loop, b: _Block) -> tuple[Array, Array]:
         return observe(c.masses, rule.normalizers(b.measured, c.masses), b.measured, c.bounds, c.choice)
@@ -232,22 +240,54 @@ def _run(
     def write(c: _Loop, info: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(c.infos, info, (c.t - 1) // every, 0)
 
-    def linear_round(carry: tuple[_Loop, _Block]) -> tuple[_Loop, _Block]:
-        c, b = carry
-        masses = tuple(Masses(part.q * rule.w(b.measured, k), part.exponent) for k, part in enumerate(c.masses))
-        bounds = c.bounds
-        if slices is not None:
-            bounds = jnp.minimum(
-                bounds * mix(b.measured.weights, slices.tilt[:, :, : prefix.SLICES]), 2.0 ** (form.scale + 1)
-            )
-        b = _Block(rule.measure(masses), b.growth * b.measured.w_max, b.age + 1)
-        c = c._replace(masses=masses, bounds=bounds, t=c.t + 1)
-        trusted, saved = rule.trusted(b.growth, b.measured), c.t % every == 0
-        # Between two saves this writes zeros, and the save overwrites them.
-        info, choice = jax.lax.cond(
-            trusted & saved, observed, lambda c, b: (jnp.zeros(c.infos.shape[1:], form.dtype), c.choice), c, b
+    def summed_up(c: _Loop, b: _Block) -> _Loop:
+        """With what is pending, if sums mean something."""
+        trusted = rule.trusted(b.growth, b.measured)
+
+        def turn(x: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            info, choice = observed(c._replace(choice=x[1]), b)
+            return write(c._replace(infos=x[0]), info), choice, jnp.zeros((), bool)
+
+        # At most one turn; a loop, because XLA copies what passes through a cond.
+        infos, choice, _ = jax.lax.while_loop(lambda x: x[2], turn, (c.infos, c.choice, c.pending & trusted))
+        return c._replace(infos=infos, choice=choice, pending=c.pending & ~trusted)
+
+    def linear_round(masses: Parts, b: _Block) -> tuple[Parts, _Block]:
+        masses = tuple(Masses(part.q * rule.w(b.measured, k), part.exponent) for k, part in enumerate(masses))
+        return masses, _Block(rule.measure(masses), b.growth * b.measured.w_max, b.age + 1)
+
+    def observed_rounds(c: _Loop, b: _Block, limit: Array) -> _Loop:
+        """Rounds that are all summed up."""
+
+        def body(x: tuple[_Loop, _Block]) -> tuple[_Loop, _Block]:
+            c, b = x
+            bounds = c.bounds
+            if slices is not None:
+                w = mix(b.measured.weights, slices.tilt[:, :, : prefix.SLICES])
+                bounds = jnp.minimum(bounds * w, 2.0 ** (form.scale + 1))
+            masses, b = linear_round(c.masses, b)
+            c = c._replace(masses=masses, bounds=bounds, t=c.t + 1, pending=jnp.ones((), bool))
+            return summed_up(c, b), b
+
+        return jax.lax.while_loop(lambda x: may_go_on(x[1], limit) & ~x[0].pending, body, (c, b))[0]
+
+    def rounds_between(c: _Loop, b: _Block, limit: Array) -> _Loop:
+        """Rounds without a summary until the last."""
+        few = none
+        if deferred is not None:
+            # Short blocks, so that cells wait as soon as they may.
+            limit = jnp.minimum(limit, ROUNDS)
+            few = jnp.where(deferred.may_begin(c.bounds, b.measured), limit, 0)
+        masses, b = jax.lax.while_loop(
+            lambda x: may_go_on(x[1], limit - few), lambda x: linear_round(*x), (c.masses, b)
         )
-        return c._replace(infos=write(c, info), choice=choice, pending=saved & ~trusted), b
+        done, choice = b.age, c.choice
+        if deferred is not None:
+            masses, first = deferred(masses, c.bounds, b.measured, few)
+            # Where rounds need few cells a summary will.
+            done, choice = done + first, jnp.where(first > 0, len(prefix.LENGTHS) - 1, choice)
+        t = c.t + done
+        return c._replace(masses=masses, choice=choice, t=t, pending=c.pending | (done > 0) & (t % every == 0))
 
     def careful_turn(c: _Loop, stuck: Array) -> _Loop:
         """Sum up what is pending, and take a round in log space if no other is possible; both need log W."""
@@ -264,13 +304,18 @@ def _run(
         masses = tuple(map(form.fold, c.masses))
         bounds = c.bounds if slices is None else slices.masses([part.q for part in masses])
         c, b = c._replace(masses=masses, bounds=bounds), _Block(rule.measure(masses), one, none)
-        stuck = (c.t < num_steps) & ~may_go_on(c, b)
-        # At most one turn; a loop, because XLA copies what passes through a cond.
+        if every > 1:
+            c = summed_up(c, b)
+        limit = jnp.minimum(longest, num_steps - c.t)
+        if every > 1:
+            c, limit = summed_up(c, b), jnp.minimum(limit, every - c.t % every)
+        stuck = (c.t < num_steps) & ~may_go_on(b, limit)
         c, _ = jax.lax.while_loop(
             lambda x: x[1], lambda x: (careful_turn(x[0], stuck), jnp.zeros((), bool)), (c, stuck | c.pending)
         )
         # After a round in log space b is out of date.
-        return jax.lax.while_loop(lambda x: may_go_on(*x) & ~x[0].pending & ~stuck, linear_round, (c, b))[0]
+        limit = jnp.where(stuck, 0, limit)
+        return observed_rounds(c, b, limit) if every == 1 else rounds_between(c, b, limit)
 
     one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
     # A start that all share is converted once.

@@ -90,7 +90,8 @@ class Slices(NamedTuple):
         """Mass of every slice, [G, SLICES, C], for the parts of masses [G, n, C] in any unit."""
         size = sum(q.shape[1] for q in parts) // SLICES
         slices = (q.reshape(q.shape[0], -1, size, q.shape[2]) for q in parts)
-        return jnp.concatenate([dot(jnp.ones((1, size), x.dtype), x)[:, :, 0] for x in slices], axis=1)
+        # Products, with ones that are not shared: or XLA makes one product of all slices, and copies the masses for it.
+        return jnp.concatenate([dot(jnp.ones((*x.shape[:2], 1, size), x.dtype), x)[:, :, 0] for x in slices], axis=1)
 
     def sufficient(self, mass: Array, w: Array, maxima: Array, limits: Array) -> Array:
         """Index of the fewest `LENGTHS` that are enough.

@@ -41,9 +41,9 @@ class Tilts:
         return multiplier
 
     def measure(self, masses: Parts) -> Measured:
-        """The normalizers and what follows from them."""
+        """The normalizers over so many parts, and what follows from them."""
         unit = 2.0**-self._setting.form.scale
-        z = add(dot(e, part.q) for e, part in zip(self._parts, masses, strict=True)) * unit
+        z = add(dot(e, part.q) for e, part in zip(self._parts, masses, strict=False)) * unit
         return Measured(weights=self._setting.phi / z, z=z, w_max=1 / jnp.min(z))
 
     def w(self, measured: Measured, part: int) -> Array:
