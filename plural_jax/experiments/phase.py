@@ -33,7 +33,7 @@ from plural_jax.process import Meter
 from plural_jax.theory import transition_distance
 
 #: The grid reaches this far beyond the polygon, in units of its circumradius.
-_REACH = 1.2
+GRID_REACH = 1.2
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run(config: Config, store: Path | None = None, progress: bool | Meter = Fals
     """The limit of every combination, with the variables of `LimitInfo`."""
     _check(config)
     most = int(max(config.num_preferences))
-    unit = Grid.uniform([-_REACH, -_REACH], [_REACH, _REACH], [config.num, config.num])
+    unit = Grid.uniform([-GRID_REACH, -GRID_REACH], [GRID_REACH, GRID_REACH], [config.num, config.num])
 
     def make(phi: Array, distance: Array, gamma: Array, num_preferences: Array) -> Process:
         place = jnp.arange(most, dtype=phi.dtype)

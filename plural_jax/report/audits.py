@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plural_jax import Grid, Landscape, density, rewards, theory
+from plural_jax.experiments.phase import GRID_REACH
 from plural_jax.theory.report import Audit
 
 #: Configurations of one run that are audited.
@@ -64,7 +65,7 @@ def audits(name: str, config: dict[str, Any], axes: dict[str, list[float]]) -> l
 def cases(name: str, config: dict[str, Any], axes: dict[str, list[float]]) -> list[Case]:
     """What to audit: several distances at the middle weight, or several weights where there is one distance."""
     make = _LINE.get(name) or _PLANE.get(name)
-    if make is None:
+    if make is None or (name == "phase" and 2 not in config["num_preferences"]):
         return []
     chosen = _chosen(axes.get("phi", _listed(config, "phi")), axes.get("distance", _listed(config, "distance")))
     return [make(config, phi, distance) for phi, distance in chosen]
@@ -149,8 +150,38 @@ def _in_the_plane(config: dict[str, Any], phi: float, distance: float) -> Case:
     )
 
 
+def _two_halves(config: dict[str, Any], phi: float, distance: float) -> Case:
+    """The bumps of the survival study, whose start gives each half its preference's weight."""
+    case = _on_a_line(config, phi, distance)
+
+    def start(land: Landscape) -> Any:
+        assert land.points is not None
+        return np.log(np.where(np.asarray(land.points[:, 0]) < 0, phi, 1 - phi))
+
+    return case._replace(start=start)
+
+
+def _on_a_polygon(config: dict[str, Any], phi: float, distance: float) -> Case:
+    """Two quadratic preferences of the phase diagram, on its grid, from the uniform density."""
+    gamma, radius = _first(config, "gamma"), distance / 2
+    label = {"φ": phi, "distance": distance}
+    if len(_listed(config, "gamma")) > 1:
+        label["gamma"] = gamma
+
+    def landscape() -> Landscape:
+        side = [GRID_REACH * radius] * 2
+        grid = Grid.uniform([-x for x in side], side, [config["num"]] * 2)
+        return Landscape.on(grid, rewards.quadratic(jnp.asarray([[-radius, 0.0], [radius, 0.0]]), gamma))
+
+    return Case(label, landscape, lambda land: land.uniform(), config["temperature"], 0.1, _ROUNDS)
+
+
 #: How the landscapes of an experiment are built. Images and texts have none that an audit could enumerate.
-_LINE: dict[str, Callable[[dict[str, Any], float, float], Case]] = dict.fromkeys(("sweep", "c9", "e9"), _on_a_line)
-_PLANE: dict[str, Callable[[dict[str, Any], float, float], Case]] = dict.fromkeys(
-    ("e1", "e2", "e5", "e5-mixtures", "e6", "e6-mixtures", "e7", "e8", "e9-mixtures"), _in_the_plane
-)
+_LINE: dict[str, Callable[[dict[str, Any], float, float], Case]] = {
+    **dict.fromkeys(("sweep", "c9", "e9"), _on_a_line),
+    "survival": _two_halves,
+}
+_PLANE: dict[str, Callable[[dict[str, Any], float, float], Case]] = {
+    **dict.fromkeys(("e1", "e2", "e5", "e5-mixtures", "e6", "e6-mixtures", "e7", "e8", "e9-mixtures"), _in_the_plane),
+    "phase": _on_a_polygon,
+}
