@@ -304,8 +304,6 @@ def _run(
         masses = tuple(map(form.fold, c.masses))
         bounds = c.bounds if slices is None else slices.masses([part.q for part in masses])
         c, b = c._replace(masses=masses, bounds=bounds), _Block(rule.measure(masses), one, none)
-        if every > 1:
-            c = summed_up(c, b)
         limit = jnp.minimum(longest, num_steps - c.t)
         if every > 1:
             c, limit = summed_up(c, b), jnp.minimum(limit, every - c.t % every)
