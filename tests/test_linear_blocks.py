@@ -13,6 +13,7 @@ import pytest
 import plural_jax as pj
 from plural_jax.density import linear_blocks, on_chip, tilt_blocks
 from plural_jax.density.core import DensityState
+from plural_jax.density.linear_blocks_masses import Format
 from plural_jax.density.matrix_blocks import Tables
 from tests import oracles
 from tests.oracles import random_problem
@@ -277,3 +278,16 @@ def test_pieces_and_parts_change_nothing(rng, monkeypatch, pool_size):
     assert shapes[-1] == (1, 2, 35)  # two pieces of the columns, one landscape at a time
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_masses_at_the_border_of_the_range(dtype):
+    """Log-masses around that of the smallest normal number, one after another, keep their digits and are never lost."""
+    form = Format.of(dtype)
+    log_p = [dtype(-form.depth * np.log(2))]
+    for _ in range(40):
+        log_p = [np.nextafter(log_p[0], dtype(-np.inf)), *log_p, np.nextafter(log_p[-1], dtype(0))]
+    log_p = np.array(log_p, dtype)[None, :, None]
+    for masses in (form.from_log(log_p, (0, log_p.size)), (form.fold(*form.from_log(log_p, (0, log_p.size))),)):
+        assert (np.asarray(masses[0].q) > 0).all()
+        np.testing.assert_allclose(form.to_log(masses), log_p, rtol=2 * np.finfo(dtype).eps)

@@ -78,7 +78,8 @@ class Format(NamedTuple):
         finite = jnp.where(live, log_p, 0.0)
         whole = jnp.floor(finite / _LOG2)
         deep_q = jnp.exp(finite - whole * _LOG2) * 2.0**self.shallowest
-        q = jnp.where(whole < -self.depth, deep_q, jnp.exp(finite) * 2.0**self.scale)
+        # At the border of the range both are the same, but a power that rounding puts below it is flushed to zero.
+        q = jnp.where(whole <= -self.depth, deep_q, jnp.exp(finite) * 2.0**self.scale)
         return Masses(jnp.where(live, q, 0.0), whole.astype(jnp.int32) + self.scale)
 
     def _to_log(self, masses: Masses) -> Array:
