@@ -272,8 +272,9 @@ def observer():
     def w_first(measured, length):
         return mix(measured.weights, tilt[:, :, :length])
 
+    slices = prefix.Slices.of(tilt, problem.basins, problem.outside)
     made = Observer(
-        Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS, True, w_first
+        Format.of(np.float32), problem, Partial(lambda p, log_p: log_p), tilt, phis, live, CUTS, slices, w_first
     )
     return made, tilt, order
 

@@ -226,8 +226,10 @@ def _run(
     cuts = _cuts(tilt.shape[2], log_p.shape[0] * tilt.shape[2] * phi.shape[2], in_order)
     setting = Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts, every == 1)
     rule = rule_type(setting)
-    observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, in_order, rule.w_first)
-    slices = observe.slices
+    slices = prefix.Slices.of(tilt, problem.basins, problem.outside) if in_order else None
+    # One summary at the end reads all cells: choosing among lengths would take longer to compile than it saves.
+    chosen = slices if every < num_steps else None
+    observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, chosen, rule.w_first)
     deferred = Deferred(setting, rule) if in_order and every >= _FEWEST_ROUNDS_BETWEEN else None
     normalized = jax.vmap(jax.vmap(normalize, 1, 1))
 

@@ -44,12 +44,13 @@ class Observer:
         phi: Array,
         live: Array,
         cuts: tuple[int, ...],
-        in_order: bool,
+        slices: Slices | None,
         w_first: Callable[[Any, int], Array],
     ) -> None:
         """What all summaries share.
 
-        `cuts` cut the cells in parts; `in_order` says that they are in the order of `best_first`, and cut by it.
+        `cuts` cut the cells in parts; `slices` are given where cells are in the order of `best_first`, and cut by it, so that
+        a summary may choose how many it reads.
         `w_first` gives W in the first so many cells of a measured density.
         """
         self.form, self.problem, self.multiplier, self.tilt, self.phi = form, problem, multiplier, tilt, phi
@@ -59,9 +60,8 @@ class Observer:
         self.offset = problem.best / problem.temperature[:, None, None]
         # Tilts are zero in cells without mass, so W needs a mask only where configurations differ in what has mass.
         self.weight = live.astype(form.dtype) if live.shape[2] > 1 else None
-        self.slices, lengths = None, cuts[-1:]
-        if in_order:
-            self.slices = Slices.of(tilt, problem.basins, problem.outside)
+        self.slices, lengths = slices, cuts[-1:]
+        if slices is not None:
             self.limits = self._limits(live)
             lengths = tuple(cuts[-1] // SLICES * length for length in LENGTHS)
         # For each length, the cells to read in each part, and the rows for them: cut in the loop, they would be copied.
