@@ -50,6 +50,7 @@ def check(rewards, phis, starts, every=NUM_STEPS, dtype=np.float32):
     taken.clear()
     state, infos = run(rewards, phis, starts, NUM_STEPS, every)
     jax.effects_barrier()
+    assert taken  # or nothing would be said of waiting
     assert state.log_p.dtype == dtype
     tolerance = 1e-4 if dtype == np.float32 else 1e-10
     rewards, phis, starts = (np.asarray(x, np.float64) for x in (rewards, phis, starts))

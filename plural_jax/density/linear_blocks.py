@@ -29,7 +29,8 @@ What bounds a block, for any landscape and start, with `e_i = exp((r_i - r_i*) /
 
 Where not even one round fits (wild first rounds of a far start, rewards of 1e4), one round is taken in log space.
 
-A summary costs several times a round, and reads only the first cells where that is enough: see `linear_blocks_prefix`.
+A summary costs several times a round, and reads only the first cells where that is enough: see `linear_blocks_prefix`. Between
+two summaries rounds too take the first cells alone where the others change no digit: see `linear_blocks_deferred`.
 """
 
 from __future__ import annotations
