@@ -46,8 +46,8 @@ class Tables:
 
     sorts: ClassVar[bool] = False
     columns: ClassVar[int] = 1
-    #: Blocks take twice as long to compile as single steps. These take 130 ns a cell with m = 2 and K = 10, so that with less work
-    #: than this a run that is made once gains less than it waits.
+    #: Blocks take twice as long to compile as single steps. These take 130 ns a cell with m = 2 and K = 10, so that with less
+    #: work than this a run that is made once gains less than it waits.
     fewest_cell_steps: ClassVar[int] = 2**20
 
     def __init__(self, setting: Setting) -> None:
