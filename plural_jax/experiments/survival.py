@@ -30,6 +30,7 @@ import xarray as xr
 from jax import Array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from plural_jax import Grid, Landscape, Process, density, figures, rewards, sweep
 from plural_jax.experiments.axis import Axis
@@ -263,6 +264,9 @@ def _figure_required(ds: xr.Dataset) -> Figure:
             ax.plot(marked, [found[phi] for phi in marked], "o", ms=4, color=color)
         ax.set(xscale="log", yscale="log", xlabel="share φ of the minority", title=f"leakage {kappa:g}")
         ax.set_xticks(phis, [f"{phi:g}" for phi in phis])
+        # Few decades are shown, perhaps a single power of ten.
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.minorticks_off()
     axes[0, 0].set_xlim(0.9 * phis[0], 1.1 * phis[-1])
     axes[0, 0].set_ylabel("samples that each round must keep, N")
