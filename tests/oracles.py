@@ -7,6 +7,7 @@ import itertools
 
 import jax
 import numpy as np
+from scipy import stats
 
 
 def log_sum_exp(a, axis=None):
@@ -41,17 +42,29 @@ def brute_h(p, rewards, pool_size):
     return h
 
 
-def monte_carlo_h(rng, p, rewards, pool_size, draws):
-    """H_K estimated from random pools, and the estimate's standard error; each [m, n]."""
+def monte_carlo_h(rng, p, rewards, pool_size, draws, chance):
+    """H_K estimated from random pools, and how far off each estimate can be but for a `chance`; each [m, n].
+
+    The empirical Bernstein bound of Maurer and Pontil (2009, Theorem 4), for values in [0, K]. A number of standard errors would
+    not do: an atom that only wins where no better one is in the pool has a few rare large values, often fewer than expected.
+    """
     a = np.exp(np.asarray(rewards, np.float64))
     m, n = a.shape
     others = rng.choice(n, size=(draws, pool_size - 1), p=p)
-    mean, error = np.zeros((m, n)), np.zeros((m, n))
+    mean, bound = np.zeros((m, n)), np.zeros((m, n))
+    log_term = np.log(4 / chance)
     for i in range(m):
         rest = a[i][others].sum(1)
         values = pool_size * a[i][None] / (a[i][None] + rest[:, None])
-        mean[i], error[i] = values.mean(0), values.std(0) / np.sqrt(draws)
-    return mean, error
+        mean[i] = values.mean(0)
+        variance = values.var(0, ddof=1)
+        bound[i] = np.sqrt(2 * variance * log_term / draws) + 7 * pool_size * log_term / (3 * (draws - 1))
+    return mean, bound
+
+
+def binomial_chance(counts, trials, p):
+    """The chance of counts at least as far out as these, two-sided; exact where a normal approximation is not (rare events)."""
+    return np.minimum(1, 2 * np.minimum(stats.binom.cdf(counts, trials, p), stats.binom.sf(counts - 1, trials, p)))
 
 
 def summary(log_p, log_w, rewards, phi, eps, temperature=1.0):
