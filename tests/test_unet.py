@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import plural_jax as pj
-from plural_jax.models.convolution import _by_products, _by_rule, _by_xla, convolve
-from plural_jax.models.network import num_params
+from plural_jax.models.convolution import _by_images, _by_rule, _by_xla, convolve
+from plural_jax.models.network import in_halves, num_params
 
 SMALL = pj.models.UNetConfig(
     size=8, image_channels=2, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2
@@ -55,7 +55,7 @@ def test_both_rules_of_the_derivative_agree(rng, stride):
     plain = lambda x, k: _by_xla(x, k, stride)  # noqa: E731
     expected = jax.vjp(plain, x, k)[1](dy)
     for rule in (
-        _by_products,
+        _by_images,
         _by_rule,
         lambda *given, stride: jax.vjp(lambda x, k: convolve(x, k, stride), x, k)[1](dy),
     ):
@@ -110,6 +110,29 @@ def test_dropout_needs_a_key(small, rng):
     with_key = jax.jit(lambda key: network.apply(params, time, x, key))
     assert not np.allclose(with_key(jax.random.key(0)), with_key(jax.random.key(1)), atol=1e-4)
     np.testing.assert_array_equal(with_key(jax.random.key(0)), with_key(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_halves_of_a_large_batch_give_the_same(small, rng, monkeypatch, n):
+    network, params, apply = small
+    x, time = jnp.asarray(rng.normal(size=(n, 8, 8, 2)), jnp.float32), jnp.asarray(rng.uniform(size=n), jnp.float32)
+    calls = []
+    counted = network._replace(
+        apply=lambda params, time, x, key: calls.append((len(x), key)) or apply(params, time, x, key)
+    )
+    halved = in_halves(counted)
+    np.testing.assert_array_equal(halved.apply(params, time, x, None), apply(params, time, x, None))
+    assert [length for length, _ in calls] == [n]  # so little is not worth a second compilation
+    monkeypatch.setattr("plural_jax.models.network._FEWEST_PRODUCTS", 0)
+    calls.clear()
+    np.testing.assert_allclose(halved.apply(params, time, x, None), apply(params, time, x, None), rtol=1e-4, atol=1e-5)
+    assert [length for length, _ in calls] == [n // 2, n - n // 2]
+    calls.clear()
+    halved.apply(params, time, x, jax.random.key(0))
+    first, second = (jax.random.key_data(key) for _, key in calls)
+    assert (first != second).any()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert in_halves(network) is network
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
-"""3 x 3 convolutions whose derivatives run at the speed of matrix products on a CPU.
+"""3 x 3 convolutions whose derivatives are fast on a CPU too.
 
     y[n, h, w, o] = sum_{a, b, c} x[n, h + a - 1, w + b - 1, c] k[a, b, c, o],    zeros outside the image
 
 XLA's CPU backend computes this sum as a matrix product of image patches, and so the gradient by `x`, which is the same sum with
-the kernel turned around and its channels exchanged. The gradient by `k`, however, is a convolution whose window is the whole
-image: inside a loop, where training steps are, XLA computes it one multiply-add after another (8.5 s a step instead of
-0.35). It is nine products,
+the kernel turned around and its channels exchanged. The gradient by `k`,
 
-    dk[a, b] = sum_{n, h, w} x[n, h + a - 1, w + b - 1]^T dy[n, h, w],
+    dk[a, b, c, o] = sum_{n, h, w} x[n, h + a - 1, w + b - 1, c] dy[n, h, w, o],
 
-and they are what is computed here on CPUs. Elsewhere XLA's own rule is used, which goes to the vendor's library.
+is a convolution too, of the images `x[., c]` with the window `dy[., o]` as large as they are, in which n takes the place of the
+channels. JAX's rule leaves the axes where they are, and inside a loop, where training steps are, XLA then computes one
+multiply-add after another (8.5 s a step instead of 0.35). Here, on CPUs, the axes are put where its fast convolution wants them:
+at the speed of matrix products, and with two thirds of the time and half of the memory of the nine products, one for each a and
+b, which are the other way. Elsewhere XLA's own rule is used, which goes to the vendor's library.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def _backward(stride: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array
     return jax.lax.platform_dependent(
         *saved,
         dy,
-        cpu=functools.partial(_by_products, stride=stride),
+        cpu=functools.partial(_by_images, stride=stride),
         default=functools.partial(_by_rule, stride=stride),
     )
 
@@ -72,20 +74,17 @@ def _by_rule(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Ar
     return jax.vjp(lambda x, kernel: _by_xla(x, kernel, stride), x, kernel)[1](dy)
 
 
-def _by_products(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    rows = dy.reshape(-1, dy.shape[-1])
-
-    def corner(a: int, b: int) -> Array:
-        seen = padded[:, a : a + height : stride, b : b + width : stride].reshape(-1, x.shape[-1])
-        return jax.lax.dot_general(seen, rows, (((0,), (0,)), ((), ())))
-
-    dkernel = jnp.stack([jnp.stack([corner(a, b) for b in range(3)]) for a in range(3)])
+def _by_images(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
+    wide, window = jax.lax.optimization_barrier((jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(dy, (1, 2, 0, 3))))
+    # Of a coarse image the last pixels of x are seen by no dy where the height is even.
+    ends = (1, 2 - stride)
+    dkernel = jax.lax.conv_general_dilated(
+        wide, window, (1, 1), (ends, ends), rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
+    )
     # With zeros between its pixels, dy of a coarse image is that of a fine one.
     apart = (0, stride - 1, stride - 1)
     fine = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), apart, apart, (0, 0, 0)))
-    return _by_xla(fine, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), 1), dkernel
+    return _by_xla(fine, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), 1), jnp.transpose(dkernel, (1, 2, 0, 3))
 
 
 _convolve.defvjp(_forward, _backward)

@@ -22,7 +22,7 @@ from plural_jax import _validate
 from plural_jax.models.base import Model
 from plural_jax.models.codec import Codec
 from plural_jax.models.flow_training import FlowTraining, check_mesh, start_training, train
-from plural_jax.models.network import Network
+from plural_jax.models.network import Network, in_halves
 
 #: Names of solvers, and of their classes in diffrax.
 _SOLVERS = {"euler": "Euler", "midpoint": "Midpoint", "heun": "Heun", "tsit5": "Tsit5", "dopri5": "Dopri5"}
@@ -143,6 +143,8 @@ class _Sample:
         size = min(settings.batch_size, num)
         if settings.mesh is not None:
             size = -(-size // settings.mesh.size) * settings.mesh.size
+        else:
+            network = in_halves(network)
         batches = -(-num // size)
 
         def one(key: Array) -> Array:

@@ -24,6 +24,9 @@ from jax.tree_util import Partial
 
 Params = Any
 
+#: With fewer parameters times numbers in a batch, compiling two halves takes longer than they save.
+_FEWEST_PRODUCTS = 2**36
+
 
 class Network(NamedTuple):
     """A velocity field.
@@ -75,6 +78,35 @@ class _Apply(_Init):
         structure, state = _structure(self.make, self.config)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(structure, state)(time, x, key)
+
+
+def in_halves(network: Network) -> Network:
+    """On a CPU, the same network taking both halves of a large batch at the same time; elsewhere the network itself.
+
+    XLA's CPU backend computes convolutions, and much between them, on one thread, but starts everything that waits for nothing
+    else: two halves keep two cores busy. Measured, a step of training takes 0.7 of the time and sampling 0.7 to 0.8.
+
+    Args:
+        network: whose `apply` treats every x by itself.
+
+    Returns:
+        A network with the same numbers; what is dropped at random differs between the halves, as between all x.
+    """
+    return network._replace(apply=_Halves(network.apply)) if jax.default_backend() == "cpu" else network
+
+
+class _Halves:
+    def __init__(self, apply: Callable[..., Array]) -> None:
+        self.apply = apply
+
+    def __call__(self, params: Params, time: Array, x: Array, key: Array | None = None) -> Array:
+        if len(x) < 2 or num_params(params) * x.size < _FEWEST_PRODUCTS:
+            return self.apply(params, time, x, key)
+        keys = (None, None) if key is None else jax.random.split(key)
+        halves = (slice(None, len(x) // 2), slice(len(x) // 2, None))
+        return jnp.concatenate(
+            [self.apply(params, time[half], x[half], k) for k, half in zip(keys, halves, strict=True)]
+        )
 
 
 @functools.lru_cache(maxsize=64)

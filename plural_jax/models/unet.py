@@ -166,9 +166,12 @@ class _Attention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
-        parts = self.inside(self.norm(x)).reshape(n, height * width, 3, self.heads, channels // self.heads)
-        with jax.numpy_dtype_promotion("standard"):  # in half precision it mixes types, which is its own matter
-            mixed = jax.nn.dot_product_attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2])
+        pixels, size = height * width, channels // self.heads
+        parts = self.inside(self.norm(x)).reshape(n, pixels, 3, self.heads, size)
+        # Heads before pixels, and no library's call, which takes them behind: twice as fast on a CPU.
+        q, k, v = jnp.transpose(parts, (2, 0, 3, 1, 4))
+        scores = jnp.einsum("nhqd,nhkd->nhqk", q * size**-0.5, k, preferred_element_type=jnp.float32)
+        mixed = jnp.swapaxes(jnp.einsum("nhqk,nhkd->nhqd", jax.nn.softmax(scores).astype(v.dtype), v), 1, 2)
         return x + self.outside(mixed.reshape(x.shape))
 
 
