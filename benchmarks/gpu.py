@@ -3,12 +3,13 @@
     python -m benchmarks.gpu [--repeats N] [--out FILE] [--rehearse]
 
 Right: the rounds that stay on the chip (`plural_jax.density.on_chip`) beside plain XLA and beside float64 log space in NumPy, for
-1 to 5 preferences, a far start and rewards of 1e4; finite pools, vmap and a sweep beside the same in NumPy. Where that fails,
-nothing is timed.
+1 to 5 preferences, a far start and rewards of 1e4; finite pools, vmap and a sweep beside the same in NumPy; assignments beside
+optax's. Where that fails, nothing is timed.
 
 Fast: large pools with the final numbers, those of every 10th and of every round, for 256 configurations and for many; finite
-pools beside their two matrix products; a whole `pj.sweep`. Each is judged by what the GPU did in the same run: copies, chains of
-multiply-adds in registers, matrix products. A cell-step at m = 2 is 5 instructions or 10 operations, as in `benchmarks.roofline`.
+pools beside their two matrix products; assignments of flows beside optax's; a whole `pj.sweep`. Each is judged by what the GPU
+did in the same run: copies, chains of multiply-adds in registers, matrix products. A cell-step at m = 2 is 5 instructions or 10
+operations, as in `benchmarks.roofline`.
 
 `--rehearse` runs all of it on a CPU, with tiny sizes and the kernel interpreted, to test the script. Its times mean nothing.
 """
@@ -19,6 +20,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -34,9 +37,11 @@ import plural_jax as pj
 from benchmarks import finite_pool, report, sweep, tilt, timing
 from benchmarks.roofline import tilt as tilt_cost
 from benchmarks.timing import Comparison
+from plural_jax import _pallas
 from plural_jax.density import on_chip, on_chip_vectors
 from plural_jax.density.core import parts
 from plural_jax.density.tilt_blocks import xla_rounds
+from plural_jax.models import assignment
 
 ON_CHIP, XLA = "on the chip", "plain XLA"
 #: What the kernel is meant to reach on an H200: times the best XLA version, and of the rate of multiply-adds.
@@ -53,6 +58,7 @@ class Sizes(NamedTuple):
         calls: one after another in each turn, of the first and of the second batch, since a call is short.
         pools, pool_cells, pool_rounds: configurations of finite pools.
         sweep: phis, distances, cells and rounds of a `pj.sweep`.
+        assigned: matrices and their size, of the couplings of flows.
         copied: numbers in a copy.
         matrix: rows of a matrix.
         programs, loops: of the chains of multiply-adds.
@@ -67,13 +73,14 @@ class Sizes(NamedTuple):
     pool_cells: int = 4096
     pool_rounds: int = 25
     sweep: tuple[int, int, int, int] = (64, 32, 4096, 200)
+    assigned: tuple[int, int] = (16, 128)
     copied: int = 2**28
     matrix: int = 8192
     programs: int = 2**13
     loops: int = 2**10
 
 
-REHEARSAL = Sizes((2, 3), 2, 64, 20, (2, 1), 3, 64, 3, (2, 2, 64, 20), 2**12, 64, 2, 2)
+REHEARSAL = Sizes((2, 3), 2, 64, 20, (2, 1), 3, 64, 3, (2, 2, 64, 20), (2, 9), 2**12, 64, 2, 2)
 
 
 # --- right? -----------------------------------------------------------------------------------------------------------
@@ -132,23 +139,31 @@ def difference(a: Any, b: Any) -> float:
 
 def check_large_pools(interpret: bool) -> dict[str, float]:
     """Largest differences of the rounds on the chip from the other two."""
-    found = {}
-    for name, problem in problems().items():
-        for dtype in (np.float32, np.float64) if name.startswith("m = 3") else (np.float32,):
-            with jax.enable_x64(dtype == np.float64):
-                rewards, phi, log_p = (jnp.asarray(x.astype(dtype)) for x in problem)
-                arguments = landscapes(rewards), phi, log_p
-                ours = jax.jit(partial(on_chip.run, 40, 10, interpret=interpret))(*arguments)
-                plain = jax.jit(partial(xla_rounds, 40, 10))(*arguments)
-            label = f"{name}, {np.dtype(dtype).name}"
-            pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True)
-            found[f"{label}, beside XLA"] = max(difference(a, b) for a, b in pairs)
-            exact = [
-                in_float64(rewards[g], phi[g, :, c], log_p[g, :, c], 40) for g, c in np.ndindex(len(phi), phi.shape[2])
-            ]
-            got = np.asarray(ours[0]).swapaxes(1, 2).reshape(len(exact), -1)
-            found[f"{label}, beside float64"] = difference(got, exact)
-    return found
+    cases = [
+        (name, problem, dtype)
+        for name, problem in problems().items()
+        for dtype in ((np.float32, np.float64) if name.startswith("m = 3") else (np.float32,))
+    ]
+    with ThreadPoolExecutor() as pool:  # compiling is most of it
+        found = list(pool.map(lambda case: check_large_pool(*case, interpret), cases))
+    return {name: x for case in found for name, x in case.items()}
+
+
+def check_large_pool(name: str, problem: tuple[np.ndarray, ...], dtype: Any, interpret: bool) -> dict[str, float]:
+    """The same for one problem."""
+    with jax.enable_x64(dtype == np.float64):
+        rewards, phi, log_p = (jnp.asarray(x.astype(dtype)) for x in problem)
+        arguments = landscapes(rewards), phi, log_p
+        ours = jax.jit(partial(on_chip.run, 40, 10, interpret=interpret))(*arguments)
+        plain = jax.jit(partial(xla_rounds, 40, 10))(*arguments)
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True)
+    exact = [in_float64(rewards[g], phi[g, :, c], log_p[g, :, c], 40) for g, c in np.ndindex(len(phi), phi.shape[2])]
+    got = np.asarray(ours[0]).swapaxes(1, 2).reshape(len(exact), -1)
+    label = f"{name}, {np.dtype(dtype).name}"
+    return {
+        f"{label}, beside XLA": max(difference(a, b) for a, b in pairs),
+        f"{label}, beside float64": difference(got, exact),
+    }
 
 
 def check_the_rest(sizes: Sizes) -> dict[str, float]:
@@ -160,6 +175,35 @@ def check_the_rest(sizes: Sizes) -> dict[str, float]:
         "finite pools in a batch": difference(mean, finite_pool.numpy_rounds(pools)()),
         "pj.sweep": difference(sweep.library(work)(), sweep.loop(work, work.phis, work.distances)()),
     }
+
+
+def costs(num: int, size: int) -> Array:
+    """Matrices to assign, [num, size, size]: products of noise with noise."""
+    noise, samples = jax.random.normal(jax.random.key(3), (2, num, size, 300), jnp.float32)
+    return -jnp.einsum("sid,sjd->sij", samples, noise, precision="highest")
+
+
+def by_optax(cost: Array) -> Array:
+    """The column of every row, all matrices in each step."""
+
+    def one(cost: Array) -> Array:
+        rows, columns = optax.assignment.hungarian_algorithm(cost)
+        return jnp.zeros(len(cost), jnp.int32).at[rows].set(columns)
+
+    return jax.vmap(one)(cost)
+
+
+def check_assignments(sizes: Sizes, interpret: bool) -> dict[str, float]:
+    """Prices of the assignments of a few matrices beside optax's, and whether each is a permutation."""
+    found = {}
+    for size in (sizes.assigned[1], 33):
+        cost = costs(3, size)
+        ours = jax.jit(partial(assignment.assign, interpret=interpret))(cost)
+        theirs = jax.jit(by_optax)(cost)
+        price = [np.take_along_axis(np.asarray(cost), np.asarray(x)[:, :, None], 2).sum((1, 2)) for x in (ours, theirs)]
+        once = np.array_equal(np.sort(ours, axis=1), np.broadcast_to(np.arange(size), (3, size)))
+        found[f"assignments of {size}, float32, beside optax"] = difference(*price) if once else np.inf
+    return found
 
 
 def limit(name: str) -> float:
@@ -199,19 +243,38 @@ def multiply_adds(programs: int, loops: int, interpret: bool) -> tuple[Callable[
     return partial(jax.jit(call), jnp.ones(programs * cells, jnp.float32)), 2.0 * programs * cells * _CHAIN * loops
 
 
-def ceilings(sizes: Sizes, interpret: bool, repeats: int) -> dict[str, float]:
-    """GB/s and GFLOP/s, the best of all turns."""
+class Plan(NamedTuple):
+    """What is to be timed.
+
+    Attributes:
+        contenders: name -> function without arguments.
+        result: of their seconds and of the rates of `ceilings`, what is reported.
+    """
+
+    contenders: dict[str, Callable[[], Any]]
+    result: Callable[[dict[str, list[float]], dict[str, float]], Comparison]
+
+
+def compile_all(functions: list[Callable[[], Any]]) -> None:
+    """Call each once; compiling takes most of that, and many cores can share it."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda function: jax.block_until_ready(function()), functions))
+
+
+FP32, PRODUCT = "multiply-adds in FP32, GFLOP/s", "matrix product in FP32, GFLOP/s"
+
+
+def ceilings(sizes: Sizes, interpret: bool) -> dict[str, tuple[Callable[[], Any], float]]:
+    """What the GPU can do at most, each with its bytes or operations."""
     x = jnp.ones(sizes.copied, jnp.float32)
     a = jax.random.normal(jax.random.key(0), (sizes.matrix, sizes.matrix), jnp.float32)
     product = 2.0 * sizes.matrix**3
-    found: dict[str, tuple[Callable[[], Any], float]] = {
+    return {
         "copy, GB/s": (partial(jax.jit(lambda x: x + 1), x), 8.0 * sizes.copied),
-        "multiply-adds in FP32, GFLOP/s": multiply_adds(sizes.programs, sizes.loops, interpret),
-        "matrix product in FP32, GFLOP/s": (partial(jax.jit(partial(jnp.matmul, precision="highest")), a, a), product),
+        FP32: multiply_adds(sizes.programs, sizes.loops, interpret),
+        PRODUCT: (partial(jax.jit(partial(jnp.matmul, precision="highest")), a, a), product),
         "matrix product by default (TF32), GFLOP/s": (partial(jax.jit(jnp.matmul), a, a), product),
     }
-    seconds = timing.turns({name: function for name, (function, _) in found.items()}, repeats)
-    return {name: work / min(seconds[name]) / 1e9 for name, (_, work) in found.items()}
 
 
 # --- fast? ------------------------------------------------------------------------------------------------------------
@@ -228,26 +291,34 @@ def in_a_row(function: Callable[[], Any], calls: int) -> Callable[[], Any]:
     return run
 
 
-def large_pools(sizes: Sizes, batch: int, rate: float, interpret: bool, repeats: int) -> list[Comparison]:
-    """Three ways of saving, each on the chip and by plain XLA; and, for the final numbers, a scan under vmap."""
+def large_pools(sizes: Sizes, batch: int, interpret: bool) -> list[Plan]:
+    """Three ways of saving, each on the chip and by plain XLA; and, for the final numbers, a scan under vmap.
+
+    Each leaves the final densities as it makes them: the kernel a row for each configuration, which is how a sweep has them,
+    plain XLA a column.
+    """
     work = tilt.Workload.of(sizes.phis[batch], sizes.distances, sizes.cells, sizes.rounds)
     calls = sizes.calls[batch]
     land = jax.jit(landscapes)(work.rewards())
     phi = jnp.broadcast_to(jnp.stack([work.phis, 1 - work.phis]), (sizes.distances, 2, len(work.phis)))
     log_p = jnp.full((sizes.distances, sizes.cells, 1), -np.log(sizes.cells), jnp.float32)
-    operations = tilt_cost(2, len(work.phis)).operations
-    found = []
-    for every, label in ((sizes.rounds, "final"), (10, "every 10th round"), (1, "every round")):
+    operations = work.cell_steps * tilt_cost(2, len(work.phis)).operations
+
+    def on_the_chip(every: int, *arguments: Any) -> Any:
+        final, infos = on_chip.run(sizes.rounds, every, *arguments, interpret=interpret)
+        return jnp.swapaxes(final, 1, 2), infos
+
+    def plan(every: int, label: str) -> Plan:
         contenders: dict[str, Callable[[], Any]] = {
             XLA: partial(jax.jit(partial(xla_rounds, sizes.rounds, every)), land, phi, log_p),
-            ON_CHIP: partial(jax.jit(partial(on_chip.run, sizes.rounds, every, interpret=interpret)), land, phi, log_p),
+            ON_CHIP: partial(jax.jit(partial(on_the_chip, every)), land, phi, log_p),
         }
         if every == sizes.rounds:
             contenders[tilt.SCAN] = tilt.scan_loop(work)
-        seconds = timing.turns({name: in_a_row(f, calls) for name, f in contenders.items()}, repeats)
-        seconds = timing.scaled(seconds, dict.fromkeys(contenders, 1 / calls))
-        found.append(
-            Comparison(
+
+        def result(seconds: dict[str, list[float]], rates: dict[str, float]) -> Comparison:
+            seconds = timing.scaled(seconds, dict.fromkeys(contenders, 1 / calls))
+            return Comparison(
                 name=f"large pools, {len(work.phis) * sizes.distances:,} configurations, {label}",
                 workload=work.words,
                 reference=XLA,
@@ -255,15 +326,15 @@ def large_pools(sizes: Sizes, batch: int, rate: float, interpret: bool, repeats:
                 unit="cell-steps",
                 work=work.cell_steps,
                 ceiling="multiply-adds in FP32",
-                fractions={
-                    name: work.cell_steps * operations / float(np.median(s)) / rate for name, s in seconds.items()
-                },
+                fractions={name: operations / float(np.median(s)) / 1e9 / rates[FP32] for name, s in seconds.items()},
             )
-        )
-    return found
+
+        return Plan({name: in_a_row(f, calls) for name, f in contenders.items()}, result)
+
+    return [plan(sizes.rounds, "final"), plan(10, "every 10th round"), plan(1, "every round")]
 
 
-def finite_pools(sizes: Sizes, rate: float, repeats: int) -> Comparison:
+def finite_pools(sizes: Sizes) -> Plan:
     """Rounds in a batch beside their two matrix products in the precision that they have, and in TF32."""
     work = finite_pool.Workload(sizes.pools, sizes.pool_cells, sizes.pool_rounds)
     table = work.table().reshape(-1, work.num_cells)
@@ -282,17 +353,46 @@ def finite_pools(sizes: Sizes, rate: float, repeats: int) -> Comparison:
         "the two products by default (TF32)": products(None),
         "library": finite_pool.library(work, on_all=False),
     }
-    seconds = timing.turns(contenders, repeats)
-    return Comparison(
-        name=f"finite pools, {work.num_phis} at a time",
-        workload=work.words,
-        reference=reference,
-        seconds=seconds,
-        unit="cell-steps",
-        work=float(work.num_phis * work.num_cells * work.num_steps),
-        ceiling="matrix product in FP32",
-        fractions={name: work.operations / float(np.median(s)) / rate for name, s in seconds.items()},
-    )
+
+    def result(seconds: dict[str, list[float]], rates: dict[str, float]) -> Comparison:
+        return Comparison(
+            name=f"finite pools, {work.num_phis} at a time",
+            workload=work.words,
+            reference=reference,
+            seconds=seconds,
+            unit="cell-steps",
+            work=float(work.num_phis * work.num_cells * work.num_steps),
+            ceiling="matrix product in FP32",
+            fractions={
+                name: work.operations / float(np.median(s)) / 1e9 / rates[PRODUCT] for name, s in seconds.items()
+            },
+        )
+
+    return Plan(contenders, result)
+
+
+def assignments(sizes: Sizes, interpret: bool) -> Plan:
+    """The couplings of a group of training steps: each matrix on the chip, beside optax's with all matrices in each step."""
+    num, size = sizes.assigned
+    cost = costs(num, size)
+    reference = "optax, vmap"
+    contenders = {
+        reference: partial(jax.jit(by_optax), cost),
+        ON_CHIP: partial(jax.jit(partial(assignment.assign, interpret=interpret)), cost),
+    }
+
+    def result(seconds: dict[str, list[float]], rates: dict[str, float]) -> Comparison:
+        del rates  # its steps wait for one another
+        return Comparison(
+            name="assignments",
+            workload=f"{num} matrices of {size} x {size}",
+            reference=reference,
+            seconds=seconds,
+            unit="matrices",
+            work=float(num),
+        )
+
+    return Plan(contenders, result)
 
 
 def whole_sweep(sizes: Sizes) -> Comparison:
@@ -331,7 +431,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=report.RESULTS / "gpu.json", help="where the JSON goes")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes and an interpreted kernel, on a CPU")
     args = parser.parse_args()
-    if not args.rehearse and not on_chip.available():
+    if not args.rehearse and not _pallas.available():
         print(f"This needs an NVIDIA GPU that JAX can use, and JAX sees {jax.devices()}.", file=sys.stderr)
         return 2
     began = time.perf_counter()
@@ -339,16 +439,22 @@ def main() -> int:
     repeats = args.repeats or (1 if interpret else 7)
     out = report.console()
     device = jax.devices()[0].device_kind
-    checks = {**check_large_pools(interpret), **check_the_rest(sizes)}
+    checks = {**check_large_pools(interpret), **check_assignments(sizes, interpret), **check_the_rest(sizes)}
     wrong = {name: x for name, x in checks.items() if not x <= limit(name)}
     for name, x in checks.items():
         out.print(f"{name}: differs by {x:.1e}{'  WRONG' if name in wrong else ''}")
     if wrong:
         return 1
-    rates = ceilings(sizes, interpret, repeats)
-    fp32, product = (1e9 * rates[f"{x} in FP32, GFLOP/s"] for x in ("multiply-adds", "matrix product"))
-    found = [x for batch in range(len(sizes.phis)) for x in large_pools(sizes, batch, fp32, interpret, repeats)]
-    found += [finite_pools(sizes, product, repeats), whole_sweep(sizes)]
+    swept = whole_sweep(sizes)  # compiles its own, and so does not disturb the others
+    tops = ceilings(sizes, interpret)
+    plans = [plan for batch in range(len(sizes.phis)) for plan in large_pools(sizes, batch, interpret)]
+    plans += [finite_pools(sizes), assignments(sizes, interpret)]
+    functions = {name: function for name, (function, _) in tops.items()}
+    compile_all([*functions.values(), *(f for plan in plans for f in plan.contenders.values())])
+    seconds = timing.turns(functions, repeats)
+    rates = {name: work / min(seconds[name]) / 1e9 for name, (_, work) in tops.items()}
+    found = [plan.result(timing.turns(plan.contenders, repeats), rates) for plan in plans]
+    found.append(swept)
     report.print_comparisons(out, found)
     out.print({"ceilings": rates, "wanted": WANTED, "found": verdict(found)})
     content = {

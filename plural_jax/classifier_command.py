@@ -29,6 +29,8 @@ class TrainClassifier:
     """Factor on the number of channels, for a smaller network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """In which the network computes; bfloat16 is faster on a GPU or TPU."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints, which are what an interruption loses at most; on a GPU an epoch takes about a second."""
     seed: int = 0
     """Seed of the start, the order of images and their augmentation."""
     progress: bool = True
@@ -52,8 +54,9 @@ def train(command: TrainClassifier) -> str:
     shown = meter(command.progress)
     images, known = (data.cifar10(command.data, split="train"), data.cifar10(command.data, split="test"))
     classifier, history = classifiers.train_classifier(
-        *images, config, key=jax.random.key(command.seed), test=known, checkpoint=out / "run", progress=shown
-    )
+        *images, config, key=jax.random.key(command.seed), test=known, checkpoint=out / "run",
+        checkpoint_every=command.checkpoint_every, progress=shown,
+    )  # fmt: skip
     reached = float(history.test_accuracy[-1])
     classifier = dataclasses.replace(
         classifier, name=f"{config.network.name}, {100 * reached:.2f} % of test images, {command.epochs} epochs"

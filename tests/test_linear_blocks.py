@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import plural_jax as pj
+from plural_jax import _pallas
 from plural_jax.density import linear_blocks, on_chip, tilt_blocks
 from plural_jax.density.core import DensityState
 from plural_jax.density.linear_blocks_masses import Format
@@ -183,7 +184,7 @@ def test_the_chip_of_a_gpu_is_used_where_a_density_fits(rng, monkeypatch):
 
     monkeypatch.setattr(on_chip, "run", record)
     for n, is_gpu in ((30, False), (30, True), (10**5, True)):
-        monkeypatch.setattr(on_chip, "available", lambda is_gpu=is_gpu: is_gpu)
+        monkeypatch.setattr(_pallas, "available", lambda is_gpu=is_gpu: is_gpu)
         jax.eval_shape(lambda *x: run(*x, 4), *random_problem(rng, n=n))
     assert on_the_chip == [30]
 

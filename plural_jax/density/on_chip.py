@@ -30,13 +30,11 @@ each other's gaps: 2 x 160 useful cycles of about 253 + 370, half of the FP32 ra
 multiprocessors) reaches a quarter. A fold, every dozen rounds, adds a twentieth. A summary costs as much as several rounds: it
 reads m + 1 numbers for each cell, which the programs of a landscape share in the caches, and sums 3m + 2 rows.
 
-The kernel is Pallas, lowered by Triton, where arrays that fit are registers without being told so. JAX 0.12 calls that
-lowering deprecated; where it is gone, `available` says no.
+The kernel is Pallas, lowered by Triton, where arrays that fit are registers without being told so; see `plural_jax._pallas`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -102,18 +100,6 @@ def fits(num_cells: int, num_preferences: int, dtype: Any) -> bool:
     """Whether a density of so many cells stays in the registers of one multiprocessor."""
     values = Layout.of(num_cells, num_preferences, dtype).values(num_preferences, dtype)
     return num_preferences <= _MOST_PREFERENCES and values <= _MOST_VALUES
-
-
-def available() -> bool:
-    """Whether the default device is one that this can be compiled for."""
-    if jax.default_backend() != "gpu":  # before the import, which takes a while
-        return False
-    try:
-        importlib.import_module("jax.experimental.pallas.triton")
-    except ImportError:  # a version of JAX that has given it up
-        return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0" on Hopper, "gfx..." on ROCm
-    return capability.replace(".", "").isdigit() and float(capability) >= 8
 
 
 def run(

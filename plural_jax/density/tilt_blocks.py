@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
+from plural_jax import _pallas
 from plural_jax.density import many_rounds, on_chip
 from plural_jax.density.core import DensityInfo, DensityState, Problem, dot
 from plural_jax.density.linear_blocks import Measured, Setting, run
@@ -81,6 +82,6 @@ def fastest(
     num_steps: int, every: int, landscape: tuple[Problem, Any], phi: Array, log_p: Array
 ) -> tuple[Array, DensityInfo]:
     """The rounds on the chip of a GPU, where a density fits there, and by plain XLA everywhere else."""
-    if on_chip.available() and on_chip.fits(log_p.shape[1], phi.shape[1], log_p.dtype):
+    if _pallas.available() and on_chip.fits(log_p.shape[1], phi.shape[1], log_p.dtype):
         return on_chip.run(num_steps, every, landscape, phi, log_p)
     return xla_rounds(num_steps, every, landscape, phi, log_p)

@@ -1,4 +1,4 @@
-"""Sizes of the image experiments: seconds on synthetic images, an hour or two on a laptop, a day on a large GPU."""
+"""Sizes of the image experiments: seconds on synthetic images, an hour or two on a laptop, minutes or a day on a large GPU."""
 
 from __future__ import annotations
 
@@ -71,6 +71,20 @@ PRESETS: dict[str, Preset] = {
         num_candidates=1000,
         num_curated=250,
         num_steps=10,
+    ),
+    "gpu": Preset(
+        network="19M",
+        pretraining_rounds=10,
+        pretraining=FlowTraining(
+            num_steps=500, batch_size=128, learning_rate=4e-4, warm_up=300, decay=5000, average=0.998
+        ),
+        refit=FlowTraining(num_steps=64, batch_size=128, learning_rate=2e-4, warm_up=10, average=0.95),
+        integrator=Integrator("midpoint", num_steps=8),
+        batch_size=500,
+        num_candidates=2000,
+        num_curated=500,
+        num_steps=10,
+        dtype="bfloat16",
     ),
     "paper": Preset(
         network="paper",

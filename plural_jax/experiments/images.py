@@ -37,8 +37,8 @@ NUM_SHOWN = 24
 class Config:
     """A flow retrained on its own curated images (C.5)."""
 
-    preset: Literal["tiny", "cpu", "paper"] = "cpu"
-    """Sizes: seconds on synthetic images, CIFAR-10 on a few cores, or the paper's on a large GPU."""
+    preset: Literal["tiny", "cpu", "gpu", "paper"] = "cpu"
+    """Sizes: seconds on synthetic images, CIFAR-10 on a few cores, in minutes on a large GPU, or the paper's on one."""
     arms: tuple[str, ...] = tuple(image_arms.TABLE_1)
     """Which arms to run: those of Table 1, or averaged, per-round, none, greedy, real, accumulated (E9)."""
     classes: tuple[str, ...] | None = None

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from plural_jax import _pallas
+from plural_jax.models import assignment
+
 
 def couple(noise: Array, samples: Array) -> Array:
     """Which noise vector is paired with each sample: the exact optimal transport plan of a minibatch.
@@ -37,10 +40,7 @@ def couple(noise: Array, samples: Array) -> Array:
 
     Source: Tong et al. 2023, minibatch optimal transport.
     """
-    rows = noise.reshape(noise.shape[0], -1)
-    columns = samples.reshape(samples.shape[0], -1)
-    # Squared norms are the same for every permutation, so only the products count.
-    cost = -jnp.matmul(columns, rows.T, precision=jax.lax.Precision.HIGHEST)
+    cost = _cost(noise, samples)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which a user of strict promotion need not know
         of_sample, of_noise = optax.assignment.hungarian_algorithm(cost)
     return jnp.zeros(noise.shape[0], jnp.int32).at[of_sample].set(of_noise.astype(jnp.int32))
@@ -49,13 +49,25 @@ def couple(noise: Array, samples: Array) -> Array:
 def couple_many(noise: Array, samples: Array) -> Array:
     """`couple` for several minibatches, [S, B, ...] -> int32 [S, B].
 
-    The assignment is a loop of tiny steps: on a CPU one batch after another, elsewhere all batches in each step.
+    The assignment is a loop of tiny steps: on a CPU one batch after another, on an NVIDIA GPU each batch by a warp of its own
+    (see `assignment`), elsewhere all batches in each step.
     """
 
     def one_by_one(noise: Array, samples: Array) -> Array:
         return jax.lax.map(lambda pair: couple(*pair), (noise, samples))
 
-    return jax.lax.platform_dependent(noise, samples, cpu=one_by_one, default=jax.vmap(couple))
+    ways = {"cpu": one_by_one, "default": jax.vmap(couple)}
+    if _pallas.available() and noise.shape[1] <= assignment.MOST:
+        ways["cuda"] = lambda noise, samples: assignment.assign(jax.vmap(_cost)(noise, samples))
+    return jax.lax.platform_dependent(noise, samples, **ways)
+
+
+def _cost(noise: Array, samples: Array) -> Array:
+    """What it costs to give each sample (rows) each noise vector (columns); [B, B]."""
+    rows = samples.reshape(samples.shape[0], -1)
+    columns = noise.reshape(noise.shape[0], -1)
+    # Squared norms are the same for every permutation, so only the products count.
+    return -jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def path(noise: Array, samples: Array, time: Array) -> tuple[Array, Array]:

@@ -77,6 +77,7 @@ UNETS: dict[str, UNetConfig] = {
     "0.5M": UNetConfig(channels=28, multipliers=(1, 2), blocks=1, attention=(8,), heads=2, dropout=0.0, patch=4),
     "3M": UNetConfig(size=24, channels=64, multipliers=(1, 2), blocks=1, attention=(8,), heads=2, dropout=0.0, patch=3),
     "9M": UNetConfig(channels=72, multipliers=(1, 2, 2), blocks=2, attention=(16, 8), heads=4, dropout=0.1),
+    "19M": UNetConfig(multipliers=(1, 2, 2), blocks=1),
     "paper": UNetConfig(),
 }
 
@@ -85,7 +86,7 @@ def unet(config: UNetConfig | str = "paper") -> Network:
     """A U-Net as pure functions, for `pj.models.flow`.
 
     Args:
-        config: a `UNetConfig`, or the name of a preset: "tiny", "0.5M", "3M", "9M" or "paper" (about 37 M).
+        config: a `UNetConfig`, or the name of a preset: "tiny", "0.5M", "3M", "9M", "19M" or "paper" (about 38 M).
 
     Returns:
         A `Network` whose x is float32 [n, size, size, image_channels]. Its last convolution starts at zero.
