@@ -25,6 +25,14 @@ class TrainClassifier:
     """Images in a step."""
     learning_rate: float = 0.1
     """The highest; it rises in the first epoch and falls along a cosine."""
+    weight_decay: float = 5e-4
+    """Of kernels."""
+    label_smoothing: float = 0.0
+    """Probability that the target spreads evenly over all classes; it makes probabilities, and so rewards, less extreme."""
+    cutout: int = 0
+    """Side of a square, in pixels, that each training image loses at a random place."""
+    average: float | None = None
+    """Decay of a moving average of the network over steps, which then is the classifier."""
     width: float = 1.0
     """Factor on the number of channels, for a smaller network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -49,6 +57,10 @@ def train(command: TrainClassifier) -> str:
         epochs=command.epochs,
         batch_size=command.batch_size,
         learning_rate=command.learning_rate,
+        weight_decay=command.weight_decay,
+        label_smoothing=command.label_smoothing,
+        cutout=command.cutout,
+        average=command.average,
         dtype=command.dtype,
     )
     shown = meter(command.progress)

@@ -34,13 +34,19 @@ def test_train_and_find_the_classifier(tmp_path, rng, monkeypatch, capsys):
         "20",
         "--width",
         "0.05",
+        "--cutout",
+        "8",
+        "--average",
+        "0.9",
+        "--checkpoint-every",
+        "2",
     ]
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         assert cli.main([*words, "--no-progress"]) == 0
     assert "% of the test images after 2 epochs" in capsys.readouterr().out
     folder = tmp_path / "cache" / "plural_jax" / "cifar10_vgg11"
     told = json.loads((folder / "training.json").read_text())
-    assert len(told["test_accuracy"]) == 2 and told["epochs"] == 2
+    assert len(told["test_accuracy"]) == 2 and told["epochs"] == 2 and told["cutout"] == 8
     found = images.find_classifier()
     assert "2 epochs" in found.name and found.network == load_classifier(folder / "vgg11.npz").network
 

@@ -4,7 +4,6 @@ The oracle is the loop of Eq. 5 in float64 log space. Tolerances are relative pl
 otherwise: a few roundings for each round.
 """
 
-import contextlib
 import functools
 
 import jax
@@ -189,18 +188,10 @@ def test_it_compiles_to_triton(rng, dtype, m, n, every):
     problem = random_problem(rng, 2, m, n, 2, dtype)
     pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton lowering any more")
     function = jax.jit(lambda *x: on_chip.run(20, every, landscape(x[0]), *x[1:]))
-    with a_hopper():
+    with oracles.a_hopper():
         text = function.trace(*problem).lower(lowering_platforms=("cuda",)).as_text()
     assert "triton" in text and "large_pool_rounds" in text
     assert f"num_warps = {on_chip.Layout.of(n, m, dtype).num_warps} : i32" in text
-
-
-def a_hopper():
-    """Since 0.11 JAX asks which GPU it compiles for, and takes one that is not there only if told so."""
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
 def test_it_is_not_for_a_cpu():

@@ -53,6 +53,7 @@ class TrainingConfig:
         crop: pixels by which an image may move each way, at random.
         padding: what comes in from outside: "black", or the image's own mirror image for "reflect".
         flip: whether images are mirrored at random, left to right.
+        cutout: side of a square, in pixels, that each image loses at a random place, whose colour becomes `mean`; 0 for none.
         average: decay of a moving average of the arrays, which then is the result; step s uses min(average, (1 + s) / (10 + s)).
             None for no average.
         dtype: in which the network computes; parameters, statistics and losses are float32.
@@ -74,6 +75,7 @@ class TrainingConfig:
     crop: int = 4
     padding: Literal["black", "reflect"] = "black"
     flip: bool = True
+    cutout: int = 0
     average: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     mean: tuple[float, float, float] = CIFAR[0]
@@ -86,7 +88,7 @@ class TrainingConfig:
         _validate.positive(self.std, "std")
         for name, top in (
             ("momentum", 1.0), ("weight_decay", np.inf), ("warmup_epochs", self.epochs), ("label_smoothing", 1.0),
-            ("average", 1.0), ("crop", np.inf),
+            ("average", 1.0), ("crop", np.inf), ("cutout", np.inf),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 <= value < top:
@@ -284,6 +286,23 @@ def augment(key: Array, images: Array, index: Array, crop: int, padding: str, fl
     return x
 
 
+def cut_out(key: Array, shape: tuple[int, ...], size: int) -> Array:
+    """A square in each image of [num, height, width, ...], around a random pixel and cut off at the edges, bool [num, height, width, 1].
+
+    Source: DeVries and Taylor 2017.
+    """
+
+    num, height, width = shape[:3]
+
+    def inside(key: Array, length: int) -> Array:
+        start = jax.random.randint(key, (num, 1), 0, length, jnp.int32) - size // 2
+        place = jnp.arange(length, dtype=jnp.int32)
+        return (start <= place) & (place < start + size)
+
+    for_rows, for_columns = jax.random.split(key)
+    return (inside(for_rows, height)[:, :, None] & inside(for_columns, width)[:, None, :])[..., None]
+
+
 def as_floats(images: Array) -> Array:
     """Bytes as float32 in [-1, 1]; floats as float32."""
     return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
@@ -321,7 +340,10 @@ class _Epoch:
         def one(state: TrainingState, given: tuple[Array, Array, Array]) -> tuple[TrainingState, tuple[Array, ...]]:
             index, key, number = given
             x = augment(key, images, index, config.crop, config.padding, config.flip)
-            x, y = self._shared(normalize(x, config.mean, config.std)), self._shared(labels[index])
+            x = normalize(x, config.mean, config.std)
+            if config.cutout:
+                x = jnp.where(cut_out(jax.random.fold_in(key, 0), x.shape, config.cutout), 0.0, x)
+            x, y = self._shared(x), self._shared(labels[index])
             step = state.epoch * steps + number
             rate = learning_rate(config, step, steps)
             state, loss, right = _descend(config, state, x, y, rate, step)
