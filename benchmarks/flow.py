@@ -44,7 +44,9 @@ def library(sizes: dict[str, Any], dtype: str, images: np.ndarray, steps: int) -
     )
     sample = jax.jit(lambda key, params: model.sample(key, params, len(images)))
     forward = jax.jit(lambda params, x: network.apply(params, jnp.zeros(1), x, None))
-    costs = forward.lower(state.params, jnp.zeros((1, 32, 32, 3))).cost_analysis() or {}
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # elsewhere nothing is counted
+        shapes = jax.eval_shape(lambda: (state.params, jnp.zeros((1, 32, 32, 3))))
+        costs = forward.lower(*shapes).cost_analysis() or {}
     return (
         lambda: step(jax.random.key(1), state, data)[1].loss,
         lambda: sample(jax.random.key(2), state.params),

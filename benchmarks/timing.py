@@ -144,7 +144,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "load_before": os.getloadavg()[0],
-        "devices": [str(device) for device in jax.devices()],
+        "devices": [str(d) if d.platform == "cpu" else d.device_kind for d in jax.devices()],
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,

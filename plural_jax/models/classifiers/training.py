@@ -287,11 +287,10 @@ def augment(key: Array, images: Array, index: Array, crop: int, padding: str, fl
 
 
 def cut_out(key: Array, shape: tuple[int, ...], size: int) -> Array:
-    """A square in each image of [num, height, width, ...], around a random pixel and cut off at the edges, bool [num, height, width, 1].
+    """A square in each image of a shape [n, h, w, ...], around a random pixel and cut off at the edges; bool [n, h, w, 1].
 
     Source: DeVries and Taylor 2017.
     """
-
     num, height, width = shape[:3]
 
     def inside(key: Array, length: int) -> Array:
