@@ -11,7 +11,7 @@ import pytest
 
 import plural_jax as pj
 from plural_jax.models.convolution import _by_images, _by_matrix, _by_rule, _by_xla, convolve
-from plural_jax.models.network import in_halves, num_params
+from plural_jax.models.network import in_pieces, num_params
 
 SMALL = pj.models.UNetConfig(
     size=8, image_channels=2, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2
@@ -114,8 +114,8 @@ def test_dropout_needs_a_key(small, rng):
     np.testing.assert_array_equal(with_key(jax.random.key(0)), with_key(jax.random.key(0)))
 
 
-@pytest.mark.parametrize("n", [2, 5])
-def test_halves_of_a_large_batch_give_the_same(small, rng, monkeypatch, n):
+@pytest.mark.parametrize("n", [4, 7])
+def test_pieces_of_a_large_batch_give_the_same(small, rng, monkeypatch, n):
     network, params, apply = small
     x, time = jnp.asarray(rng.normal(size=(n, 8, 8, 2)), jnp.float32), jnp.asarray(rng.uniform(size=n), jnp.float32)
     calls = []
@@ -123,24 +123,30 @@ def test_halves_of_a_large_batch_give_the_same(small, rng, monkeypatch, n):
         apply=lambda params, time, x, key: calls.append((len(x), key)) or apply(params, time, x, key)
     )
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    halved = in_halves(counted)
-    np.testing.assert_array_equal(halved.apply(params, time, x, None), apply(params, time, x, None))
+    cut = in_pieces(counted)
+    np.testing.assert_array_equal(cut.apply(params, time, x, None), apply(params, time, x, None))
     assert [length for length, _ in calls] == [n]  # so little is not worth a second compilation
     monkeypatch.setattr("plural_jax.models.network._FEWEST_PRODUCTS", 0)
     calls.clear()
-    np.testing.assert_allclose(halved.apply(params, time, x, None), apply(params, time, x, None), rtol=1e-4, atol=1e-5)
-    assert [length for length, _ in calls] == [n // 2, n - n // 2]
+    np.testing.assert_allclose(cut.apply(params, time, x, None), apply(params, time, x, None), rtol=1e-4, atol=1e-5)
+    assert [length for length, _ in calls] == [len(piece) for piece in np.array_split(np.arange(n), 4)]
     calls.clear()
-    halved.apply(params, time, x, jax.random.key(0))
-    first, second = (jax.random.key_data(key) for _, key in calls)
-    assert (first != second).any()
+    cut.apply(params, time, x, jax.random.key(0))
+    assert len({tuple(jax.random.key_data(key).tolist()) for _, key in calls}) == 4
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert in_halves(network) is network
+    assert in_pieces(network) is network
 
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("tiny", 1e4, 2e5), ("0.5M", 4e5, 7e5), ("3M", 2.5e6, 3.5e6), ("9M", 7e6, 1.1e7), ("paper", 3.4e7, 4e7)],
+    [
+        ("tiny", 1e4, 2e5),
+        ("0.5M", 4e5, 7e5),
+        ("3M", 2.5e6, 3.5e6),
+        ("9M", 7e6, 1.1e7),
+        ("19M", 1.8e7, 2e7),
+        ("paper", 3.4e7, 4e7),
+    ],
 )
 def test_presets_have_the_size_they_say(name, low, high):
     network = pj.models.unet(name)

@@ -29,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+#: Pixels of all images of a sum, below which cutting it into pieces gains nothing.
+_FEWEST_PIXELS = 2048
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -93,12 +95,19 @@ def _by_rule(function: Callable[..., Array], x: Array, kernel: Array, dy: Array,
 
 
 def _by_images(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
-    turned, window = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(dy, (1, 2, 0, 3))
     # Every other one of an even number of pixels sees no zeros behind the last.
     ends = (1, 2 - stride)
-    dkernel = jax.lax.conv_general_dilated(
-        turned, window, (1, 1), (ends, ends), rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
-    )
+
+    def of_some(x: Array, dy: Array) -> Array:
+        turned, window = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(dy, (1, 2, 0, 3))
+        return jax.lax.conv_general_dilated(
+            turned, window, (1, 1), (ends, ends), rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
+        )
+
+    # Sums over fewer pixels stay in the caches, and several cores can each take one.
+    pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
+    pieces = max(p for p in (1, 2, 4) if p == 1 or (dy.shape[0] % p == 0 and pixels >= p * _FEWEST_PIXELS))
+    dkernel = sum(map(of_some, jnp.split(x, pieces), jnp.split(dy, pieces)), jnp.zeros((), x.dtype))
     # With zeros between its pixels, dy of a coarse image is that of a fine one.
     apart = (0, stride - 1, stride - 1)
     fine = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), apart, apart, (0, 0, 0)))

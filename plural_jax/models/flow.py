@@ -22,7 +22,7 @@ from plural_jax import _validate
 from plural_jax.models.base import Model
 from plural_jax.models.codec import Codec
 from plural_jax.models.flow_training import FlowTraining, check_mesh, start_training, train
-from plural_jax.models.network import Network, in_halves
+from plural_jax.models.network import Network, in_pieces
 
 #: Names of solvers, and of their classes in diffrax.
 _SOLVERS = {"euler": "Euler", "midpoint": "Midpoint", "heun": "Heun", "tsit5": "Tsit5", "dopri5": "Dopri5"}
@@ -144,7 +144,7 @@ class _Sample:
         if settings.mesh is not None:
             size = -(-size // settings.mesh.size) * settings.mesh.size
         else:
-            network = in_halves(network)
+            network = in_pieces(network)
         batches = -(-num // size)
 
         def one(key: Array) -> Array:

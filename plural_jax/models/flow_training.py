@@ -23,7 +23,7 @@ from plural_jax import _validate
 from plural_jax._pytree import pytree_dataclass, set_field, static_field
 from plural_jax._typing import ArrayLike
 from plural_jax.models.flow_matching import couple_many, matching_loss
-from plural_jax.models.network import Network, in_halves
+from plural_jax.models.network import Network, in_pieces
 from plural_jax.models.schedules import clipped_adam
 from plural_jax.process import Process
 
@@ -140,7 +140,7 @@ def train(
     chosen = _batches(choosing, training, samples.shape[0], weights).reshape(groups, length, training.batch_size)
     optimizer = clipped_adam(training)
     if mesh is None:
-        network = in_halves(network)
+        network = in_pieces(network)
 
     def placed(x: Array, *spec: str | None) -> Array:
         return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))

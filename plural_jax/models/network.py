@@ -24,8 +24,10 @@ from jax.tree_util import Partial
 
 Params = Any
 
-#: With fewer parameters times numbers in a batch, compiling two halves takes longer than they save.
+#: With fewer parameters times numbers in a batch, compiling several pieces takes longer than they save.
 _FEWEST_PRODUCTS = 2**36
+#: Two keep two cores busy for most of the time; with four, one that waits finds more to do.
+_PIECES = 4
 
 
 class Network(NamedTuple):
@@ -80,33 +82,31 @@ class _Apply(_Init):
         return nnx.merge(structure, state)(time, x, key)
 
 
-def in_halves(network: Network) -> Network:
-    """On a CPU, the same network taking both halves of a large batch at the same time; elsewhere the network itself.
+def in_pieces(network: Network) -> Network:
+    """On a CPU, the same network taking four pieces of a large batch at the same time; elsewhere the network itself.
 
     XLA's CPU backend computes convolutions, and much between them, on one thread, but starts everything that waits for nothing
-    else: two halves keep two cores busy. A U-Net's step takes 0.7 to 0.9 of the time.
+    else: several pieces keep the cores busy. A U-Net's step takes 0.65 to 0.85 of the time on two.
 
     Args:
         network: whose `apply` treats every x by itself.
 
     Returns:
-        A network with the same numbers; what is dropped at random differs between the halves, as between all x.
+        A network with the same numbers; what is dropped at random differs between the pieces, as between all x.
     """
-    return network._replace(apply=_Halves(network.apply)) if jax.default_backend() == "cpu" else network
+    return network._replace(apply=_Pieces(network.apply)) if jax.default_backend() == "cpu" else network
 
 
-class _Halves:
+class _Pieces:
     def __init__(self, apply: Callable[..., Array]) -> None:
         self.apply = apply
 
     def __call__(self, params: Params, time: Array, x: Array, key: Array | None = None) -> Array:
-        if len(x) < 2 or num_params(params) * x.size < _FEWEST_PRODUCTS:
+        if len(x) < _PIECES or num_params(params) * x.size < _FEWEST_PRODUCTS:
             return self.apply(params, time, x, key)
-        keys = (None, None) if key is None else jax.random.split(key)
-        halves = (slice(None, len(x) // 2), slice(len(x) // 2, None))
-        return jnp.concatenate(
-            [self.apply(params, time[half], x[half], k) for k, half in zip(keys, halves, strict=True)]
-        )
+        keys = [None] * _PIECES if key is None else list(jax.random.split(key, _PIECES))
+        pieces = zip(jnp.array_split(time, _PIECES), jnp.array_split(x, _PIECES), keys, strict=True)
+        return jnp.concatenate([self.apply(params, *piece) for piece in pieces])
 
 
 @functools.lru_cache(maxsize=64)
