@@ -5,7 +5,7 @@
 By shortest augmenting paths, as everywhere else: rows are assigned one after another; from each a Dijkstra search over reduced
 costs `cost[i, j] - u_i - v_j` finds the cheapest way to a free column, and the assignments along the way change. A search is up
 to B steps that wait for each other, each a minimum over B columns. Plain XLA makes of every step several kernels and a question
-to the host whether there is another one, some 50 us; here a step stays on the chip, where it takes about one.
+to the host whether there is another one; here a step stays on the chip. 16 matrices of 128 take 1 ms on an H200 instead of 79.
 
 Layout. The 32 threads of a warp hold everything that has a number for each column, B / 32 of each: potentials v, distances,
 predecessors, the row that has the column, and that row's u. Minima and look-ups are shuffles without a barrier. The only thing
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-#: Columns that the registers of a warp hold in comfort.
-MOST = 1024
+#: Columns at most: 16 for each thread, 96 registers with all that belongs to them.
+MOST = 512
 _LANES = 32
 #: Sums of so many of them are still finite.
 _LARGEST = 1e30
