@@ -255,6 +255,11 @@ class Plan(NamedTuple):
     result: Callable[[dict[str, list[float]], dict[str, float]], Comparison]
 
 
+def of_rate(operations: float, seconds: dict[str, list[float]], rate: float) -> dict[str, float]:
+    """Which part of a rate in GFLOP/s each contender reaches."""
+    return {name: operations / float(np.median(s)) / 1e9 / rate for name, s in seconds.items()}
+
+
 def compile_all(functions: list[Callable[[], Any]]) -> None:
     """Call each once; compiling takes most of that, and many cores can share it."""
     with ThreadPoolExecutor() as pool:
@@ -326,7 +331,7 @@ def large_pools(sizes: Sizes, batch: int, interpret: bool) -> list[Plan]:
                 unit="cell-steps",
                 work=work.cell_steps,
                 ceiling="multiply-adds in FP32",
-                fractions={name: operations / float(np.median(s)) / 1e9 / rates[FP32] for name, s in seconds.items()},
+                fractions=of_rate(operations, seconds, rates[FP32]),
             )
 
         return Plan({name: in_a_row(f, calls) for name, f in contenders.items()}, result)
@@ -363,9 +368,7 @@ def finite_pools(sizes: Sizes) -> Plan:
             unit="cell-steps",
             work=float(work.num_phis * work.num_cells * work.num_steps),
             ceiling="matrix product in FP32",
-            fractions={
-                name: work.operations / float(np.median(s)) / 1e9 / rates[PRODUCT] for name, s in seconds.items()
-            },
+            fractions=of_rate(work.operations, seconds, rates[PRODUCT]),
         )
 
     return Plan(contenders, result)

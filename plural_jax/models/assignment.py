@@ -38,7 +38,7 @@ class _Search(NamedTuple):
         distance: the shortest way to it that is known.
         before: the row from which that way comes.
         done: 1 where the shortest way is final.
-        row: the row that was reached last, [].
+        row, potential: the row that was reached last, and its u, [].
         length: of the way to it, [].
         free: the free column that was reached, or -1, [].
     """
@@ -47,6 +47,7 @@ class _Search(NamedTuple):
     before: Array
     done: Array
     row: Array
+    potential: Array
     length: Array
     free: Array
 
@@ -99,8 +100,8 @@ def _program(size: int, columns: int, cost: Any, rows: Any) -> None:
     def another_row(i: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         owner, u, v = now  # of each column: its row or -1, that row's potential, its own
 
-        def step(c: _Search, u_of_row: Array) -> tuple[_Search, Array]:
-            way = c.length - u_of_row + cost[c.row, :] - v
+        def step(c: _Search) -> _Search:
+            way = c.length - c.potential + cost[c.row, :] - v
             shorter = (c.done == 0) & (way < c.distance)
             distance = jnp.where(shorter, way, c.distance)
             before = jnp.where(shorter, c.row, c.before)
@@ -109,31 +110,26 @@ def _program(size: int, columns: int, cost: Any, rows: Any) -> None:
             # Among the nearest the last one, so that one reduction says which; a minimum keeps it open at least.
             j = jnp.max(jnp.where((open_distance == length) & (c.done == 0), place, none))
             row = at(owner, j)
-            found = _Search(
+            return _Search(
                 distance=distance,
                 before=before,
                 done=jnp.where(place == j, jnp.int32(1), c.done),
                 row=row,
+                potential=at(u, j),
                 length=length,
                 free=jnp.where(row < 0, j, none),
             )
-            return found, at(u, j)
-
-        def steps(pair: tuple[_Search, Array]) -> tuple[_Search, Array]:
-            return step(*pair)
-
-        def searching(pair: tuple[_Search, Array]) -> Array:
-            return pair[0].free < 0
 
         start = _Search(
             distance=jnp.full((columns,), far),
             before=jnp.full((columns,), none),
             done=jnp.where(place < size, jnp.int32(0), jnp.int32(1)),
             row=i,
+            potential=jnp.float32(0.0),
             length=jnp.float32(0.0),
             free=none,
         )
-        found, _ = jax.lax.while_loop(searching, steps, (start, jnp.float32(0.0)))
+        found = jax.lax.while_loop(lambda c: c.free < 0, step, start)
         # Potentials keep reduced costs non-negative, and zero along the way.
         reached = (found.done == 1) & (place < size)
         slack = jnp.where(reached, found.length - found.distance, 0.0)

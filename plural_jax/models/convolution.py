@@ -107,7 +107,7 @@ def _by_images(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, 
     # Sums over fewer pixels stay in the caches, and several cores can each take one.
     pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
     pieces = max(p for p in (1, 2, 4) if p == 1 or (dy.shape[0] % p == 0 and pixels >= p * _FEWEST_PIXELS))
-    dkernel = sum(map(of_some, jnp.split(x, pieces), jnp.split(dy, pieces)), jnp.zeros((), x.dtype))
+    dkernel = functools.reduce(jnp.add, map(of_some, jnp.split(x, pieces), jnp.split(dy, pieces)))
     # With zeros between its pixels, dy of a coarse image is that of a fine one.
     apart = (0, stride - 1, stride - 1)
     fine = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), apart, apart, (0, 0, 0)))
