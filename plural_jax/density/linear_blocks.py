@@ -47,6 +47,7 @@ from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityInfo, Problem
 from plural_jax.density.linear_blocks_deferred import ROUNDS, Deferred
 from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix
+from plural_jax.density.linear_blocks_strides import Strides
 from plural_jax.density.linear_blocks_summary import Observer, num_rows, unpack
 from plural_jax.density.many_rounds import in_pieces, plain
 from plural_jax.landscape import normalize
@@ -148,6 +149,9 @@ class Rule(Protocol):
     def trusted(self, growth: Array, measured: Measured) -> Array:
         """Whether sums are right although masses may be false by `growth` 2^(1 - depth), and tables have underflowed."""
 
+    def strides(self) -> Strides | None:
+        """Several rounds from one reading of the masses, where the rule knows how."""
+
 
 class _Loop(NamedTuple):
     """What the loop over blocks carries.
@@ -159,6 +163,7 @@ class _Loop(NamedTuple):
         bounds: what the sum over q in a slice does not exceed, [G, SLICES, C]; see `linear_blocks_prefix`.
         choice: index of the length that the next summary begins with, [].
         infos: what was saved so far, [num_steps / every, G, rows, C], as an `Observer` returns it.
+        others: bound on what all parts but the first add to a normalizer, []; see `linear_blocks_deferred`.
     """
 
     masses: Parts
@@ -167,6 +172,7 @@ class _Loop(NamedTuple):
     bounds: Array
     choice: Array
     infos: Array
+    others: Array
 
 
 class _Block(NamedTuple):
@@ -231,7 +237,8 @@ def _run(
     # One summary at the end reads all cells: choosing among lengths would take longer to compile than it saves.
     chosen = slices if every < num_steps else None
     observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, chosen, rule.w_first)
-    deferred = Deferred(setting, rule) if in_order and every >= _FEWEST_ROUNDS_BETWEEN else None
+    strides = rule.strides() if every > 1 and jax.default_backend() == "cpu" else None
+    deferred = Deferred(setting, strides) if strides and in_order and every >= _FEWEST_ROUNDS_BETWEEN else None
     normalized = jax.vmap(jax.vmap(normalize, 1, 1))
 
     def may_go_on(b: _Block, limit: Array) -> Array:
@@ -274,23 +281,31 @@ def _run(
 
         return jax.lax.while_loop(lambda x: may_go_on(x[1], limit) & ~x[0].pending, body, (c, b))[0]
 
-    def rounds_between(c: _Loop, b: _Block, limit: Array) -> _Loop:
+    def rounds_between(c: _Loop, b: _Block, limit: Array, sums: Array | None) -> _Loop:
         """Rounds without a summary until the last."""
-        few = none
+        masses, choice, others, single = c.masses, c.choice, c.others, limit
+        if strides is not None and sums is not None:
+            stride = strides.next(sums)
+            may = strides.may_go_on(stride.highest, one) & (limit >= strides.num_rounds)
+            single, many = jnp.where(may, 0, limit), jnp.where(may, limit, 0)
         if deferred is not None:
             # Short blocks, so that cells wait as soon as they may.
-            limit = jnp.minimum(limit, ROUNDS)
-            few = jnp.where(deferred.may_begin(c.bounds, b.measured), limit, 0)
-        masses, b = jax.lax.while_loop(
-            lambda x: may_go_on(x[1], limit - few), lambda x: linear_round(*x), (c.masses, b)
-        )
-        done, choice = b.age, c.choice
+            single, many = jnp.minimum(single, ROUNDS), jnp.minimum(many, ROUNDS)
+            few = jnp.where(deferred.may_begin(others, stride), many, 0)
+            many = many - few
+        masses, b = jax.lax.while_loop(lambda x: may_go_on(x[1], single), lambda x: linear_round(*x), (masses, b))
+        done = b.age
+        if strides is not None:
+            taken = strides.take(masses, stride, many)
+            masses, done = taken.masses, done + taken.num_rounds
         if deferred is not None:
-            masses, first = deferred(masses, c.bounds, b.measured, few)
+            masses, first, others = deferred(masses, others, stride, few)
             # Where rounds need few cells a summary will.
             done, choice = done + first, jnp.where(first > 0, len(prefix.LENGTHS) - 1, choice)
+            others = jnp.where(first > 0, others, jnp.inf)
         t = c.t + done
-        return c._replace(masses=masses, choice=choice, t=t, pending=c.pending | (done > 0) & (t % every == 0))
+        pending = c.pending | (done > 0) & (t % every == 0)
+        return c._replace(masses=masses, choice=choice, t=t, pending=pending, others=others)
 
     def careful_turn(c: _Loop, stuck: Array) -> _Loop:
         """Sum up what is pending, and take a round in log space if no other is possible; both need log W."""
@@ -301,12 +316,19 @@ def _run(
         new = form.from_log(normalized(log_p + log_w), cuts)
         masses = jax.tree.map(lambda new, old: jnp.where(stuck, new, old), new, c.masses)
         t = c.t + stuck.astype(jnp.int32)
-        return c._replace(masses=masses, t=t, pending=stuck & (t % every == 0))
+        others = jnp.where(stuck, jnp.inf, c.others)
+        return c._replace(masses=masses, t=t, pending=stuck & (t % every == 0), others=others)
 
     def block(c: _Loop) -> _Loop:
         masses = tuple(map(form.fold, c.masses))
-        bounds = c.bounds if slices is None else slices.masses([part.q for part in masses])
-        c, b = c._replace(masses=masses, bounds=bounds), _Block(rule.measure(masses), one, none)
+        bounds = c.bounds if chosen is None else chosen.masses([part.q for part in masses])
+        sums, others = None, c.others
+        if strides is None:
+            measured = rule.measure(masses)
+        else:
+            sums, others = deferred.sums(masses, others) if deferred else (strides.sums(masses), others)
+            measured = strides.measured(sums)
+        c, b = c._replace(masses=masses, bounds=bounds, others=others), _Block(measured, one, none)
         limit = jnp.minimum(longest, num_steps - c.t)
         if every > 1:
             c, limit = summed_up(c, b), jnp.minimum(limit, every - c.t % every)
@@ -316,7 +338,7 @@ def _run(
         )
         # After a round in log space b is out of date.
         limit = jnp.where(stuck, 0, limit)
-        return observed_rounds(c, b, limit) if every == 1 else rounds_between(c, b, limit)
+        return observed_rounds(c, b, limit) if every == 1 else rounds_between(c, b, limit, sums)
 
     one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
     # A start that all share is converted once.
@@ -326,7 +348,7 @@ def _run(
     )
     bounds = jnp.zeros((phi.shape[0], prefix.SLICES if in_order else 0, phi.shape[2]), form.dtype)
     infos = jnp.zeros((num_steps // every, phi.shape[0], num_rows(phi.shape[1]), phi.shape[2]), form.dtype)
-    start = _Loop(masses, none, jnp.zeros((), bool), bounds, none, infos)
+    start = _Loop(masses, none, jnp.zeros((), bool), bounds, none, infos, jnp.full((), jnp.inf, form.dtype))
     c = jax.lax.while_loop(lambda c: (c.t < num_steps) | c.pending, block, start)
     log_p = normalized(form.to_log(c.masses))
     if in_order:

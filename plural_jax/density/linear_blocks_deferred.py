@@ -1,8 +1,8 @@
 """Cells that change no sum are multiplied later, many rounds at once.
 
-Rounds concentrate the mass. Once the slices behind the first ones (`linear_blocks_prefix`) hold too little to change a digit of
+Rounds concentrate the mass. Once the slices behind the first ones (`linear_blocks_prefix`) add too little to change a digit of
 any normalizer, rounds need the first cells alone, and the others wait: their masses are multiplied by the W of all rounds
-of a block at its end. That is exact, since W is known in every cell from the weights u of a round.
+of a block at its end. That is exact, since W is known in every cell from the coefficients of a stride (`linear_blocks_strides`).
 
 At once it is also less work. With `M = sum_i e_i` and the shares `a_i = e_i / M`, which sum to one, W of two preferences is
 `M (u_1 a_1 + u_2 a_2)`, and that of `DEGREE` rounds a polynomial with positive coefficients, so that no digit cancels:
@@ -19,132 +19,114 @@ A power of a share may underflow. What is lost is at most `2^-depth` times a coe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from itertools import pairwise
 from math import comb
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from plural_jax.density.linear_blocks_masses import Masses, Parts, add, mix
-from plural_jax.density.linear_blocks_prefix import CUTS
+from plural_jax.density.linear_blocks_masses import Masses, Parts, add, in_place, mix
 
 if TYPE_CHECKING:
-    from plural_jax.density.linear_blocks import Measured, Rule, Setting
+    from plural_jax.density.linear_blocks import Setting
+    from plural_jax.density.linear_blocks_strides import Stride, Strides
 
 #: Rounds of a block at most: with rewards that range over a few units the range of float32 allows as many.
 ROUNDS = 12
 #: Rounds that make one polynomial. More need larger powers, which underflow sooner, and no fewer operations.
 DEGREE = 4
-#: A block begins with deferred cells if their mass may grow by this factor before it counts.
+#: A block begins with deferred cells if what they add may grow by this factor before it counts.
 MARGIN = 4.0
-
-
-class _Narrow(NamedTuple):
-    """What rounds of the first part carry.
-
-    Attributes:
-        q: masses of the first part.
-        measured: what the rule reads off them.
-        weights: u of every round so far, [ROUNDS, G, m, C].
-        growth: bound on what the rounds so far and the next one multiply a mass by, [].
-        others: bound on the mass of the other parts, [].
-        age: rounds so far, [].
-    """
-
-    q: Array
-    measured: Measured
-    weights: Array
-    growth: Array
-    others: Array
-    age: Array
 
 
 class Deferred:
     """Rounds of the first part of the masses, and then of the others."""
 
-    def __init__(self, setting: Setting, rule: Rule) -> None:
-        """For cells in the order of `best_first`, cut by it, with the rule of the rounds."""
-        self._setting, self._rule = setting, rule
+    def __init__(self, setting: Setting, strides: Strides) -> None:
+        """For cells in the order of `best_first`, cut by it."""
+        self._setting, self._strides = setting, strides
         form, tilt, cuts = setting.form, setting.tilt, setting.cuts
         self._parts = [tilt[:, :, a:b] for a, b in pairwise(cuts[1:])]
-        self._highest = jnp.max(tilt[:, :, cuts[1] :], axis=2)[:, :, None]
         self._polynomial = tilt.shape[1] <= 2
         bits = (form.depth - form.mantissa - 4 - comb(DEGREE, DEGREE // 2).bit_length() - DEGREE) // DEGREE
         self._spread = 2.0**bits if self._polynomial else float("inf")
         if self._polynomial:
             self._tables = [_tables(part) for part in self._parts]
 
-    def may_begin(self, bounds: Array, measured: Measured) -> Array:
-        """Whether the others may wait for some rounds; `bounds` are those on q in each slice, [G, SLICES, C]."""
-        return self._may_wait(MARGIN * self._others(bounds), measured)
+    def sums(self, masses: Parts, others: Array) -> tuple[Array, Array]:
+        """Sums over all parts that matter, [G, rows, C], and a bound on what the others add to a normalizer, [].
 
-    def __call__(self, masses: Parts, bounds: Array, measured: Measured, limit: Array) -> tuple[Parts, Array]:
-        """As many rounds as possible up to a limit of at most `ROUNDS`, and their number."""
-        setting, rule = self._setting, self._rule
-        exponent = masses[0].exponent
+        Args:
+            masses: all parts.
+            others: a bound that may be too high; where it says that the others may wait, they are not read.
+        """
+        first = self._strides.sums(masses[:1])
 
-        def go_on(c: _Narrow) -> Array:
-            return (c.age < limit) & rule.trusted(c.growth, c.measured) & self._may_wait(c.others, c.measured)
+        def read(x: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            rest = self._strides.sums(masses[1:], 1)
+            return first + rest, jnp.max(rest[:, : self._setting.tilt.shape[1]]), jnp.zeros((), bool)
 
-        def body(c: _Narrow) -> _Narrow:
-            u = c.measured.weights
-            q = c.q * rule.w(c.measured, 0)
-            new = rule.measure((Masses(q, exponent),))
-            return _Narrow(
-                q=q,
-                measured=new,
-                weights=jax.lax.dynamic_update_index_in_dim(c.weights, u, c.age, 0),
-                growth=c.growth * new.w_max,
-                others=c.others * jnp.max(add(u[:, i] * self._highest[:, i] for i in range(u.shape[1]))),
-                age=c.age + 1,
-            )
-
-        start = _Narrow(
-            q=masses[0].q,
-            measured=measured,
-            weights=jnp.zeros((ROUNDS, *setting.phi.shape), setting.form.dtype),
-            growth=measured.w_max,
-            others=self._others(bounds),
-            age=jnp.zeros((), jnp.int32),
-        )
-        c = jax.lax.while_loop(go_on, body, start)
         # At most once; a loop, because XLA copies what passes through a cond.
-        others, _ = jax.lax.while_loop(
+        unknown = ~self.may_begin(others, self._strides.next(first))
+        total, others, _ = jax.lax.while_loop(lambda x: x[2], read, (first, others, unknown))
+        return total, others
+
+    def may_begin(self, others: Array, stride: Stride) -> Array:
+        """Whether the others may wait for some rounds."""
+        return self._may_wait(MARGIN * others, stride.highest)
+
+    def __call__(self, masses: Parts, others: Array, stride: Stride, limit: Array) -> tuple[Parts, Array, Array]:
+        """As many rounds as possible up to a limit of at most `ROUNDS`, their number, and the bound after them."""
+        most = ROUNDS // self._strides.num_rounds
+        taken = self._strides.take(masses[:1], stride, limit, others, self._may_wait, most)
+        record = taken.record
+        assert record is not None
+        # At most once; a loop, because XLA copies what passes through a cond.
+        rest, _ = jax.lax.while_loop(
             lambda x: x[1],
-            lambda x: (self._catch_up(x[0], c.weights, c.age), jnp.zeros((), bool)),
-            (masses[1:], c.age > 0),
+            lambda x: (self._catch_up(x[0], record, taken.num_rounds), jnp.zeros((), bool)),
+            (masses[1:], taken.num_rounds > 0),
         )
-        return (Masses(c.q, exponent), *others), c.age
+        return (*taken.masses, *rest), taken.num_rounds, taken.others
 
-    def _others(self, bounds: Array) -> Array:
-        """Bound on the mass of all other parts, in no configuration larger, []."""
-        return jnp.max(jnp.sum(bounds[:, CUTS[0] :], axis=1)) * 2.0**-self._setting.form.scale
-
-    def _may_wait(self, others: Array, measured: Measured) -> Array:
+    def _may_wait(self, others: Array, highest: Array) -> Array:
         """Whether so much changes no digit of a normalizer, and W has not too large a range for a polynomial."""
         s = self._setting
-        return (others * s.coarse * measured.w_max <= 1) & (measured.w_max <= self._spread * s.w_low)
+        w_max = jnp.maximum(highest[0], highest[1])
+        others = others * jnp.maximum(highest[2], 1.0)
+        return (others * s.coarse * w_max <= 1) & (w_max <= self._spread * s.w_low)
 
-    def _catch_up(self, masses: Parts, weights: Array, num_rounds: Array) -> Parts:
-        """The other parts after the first `num_rounds` of weights [ROUNDS, G, m, C]."""
-        used = jnp.arange(ROUNDS, dtype=jnp.int32)[:, None, None, None] < num_rounds
-        weights = jnp.where(used, weights, 1.0)
+    def _catch_up(self, masses: Parts, record: Array, num_rounds: Array) -> Parts:
+        """The other parts after the first `num_rounds` of strides with coefficients [strides, G, rows, C]."""
         factor = self._by_polynomials if self._polynomial else self._one_by_one
-        return tuple(Masses(factor(k, part.q, weights, num_rounds), part.exponent) for k, part in enumerate(masses))
+        return tuple(Masses(factor(k, part.q, record, num_rounds), part.exponent) for k, part in enumerate(masses))
 
-    def _by_polynomials(self, part: int, q: Array, weights: Array, num_rounds: Array) -> Array:
+    def _by_polynomials(self, part: int, q: Array, record: Array, num_rounds: Array) -> Array:
         powers, scales = self._tables[part]
-        for first in range(0, ROUNDS, DEGREE):
-            scale = scales[jnp.clip(num_rounds - first, 0, DEGREE)]
-            q = q * mix(_coefficients(weights[first : first + DEGREE]), powers) * scale[:, :, None]
-        return q
+        rows = record.shape[2]
+        together = DEGREE // self._strides.num_rounds
+        first = jnp.arange(record.shape[0], dtype=jnp.int32) * self._strides.num_rounds
+        unit = jnp.asarray([comb(rows - 1, j) for j in range(rows)], q.dtype)[:, None]
+        record = jnp.where((first < num_rounds)[:, None, None, None], record, unit)
+        polynomials = []
+        for k in range(0, record.shape[0], together):
+            scale = scales[jnp.clip(num_rounds - k * self._strides.num_rounds, 0, DEGREE)]
+            polynomials.append((_coefficients(record[k : k + together]), scale))
 
-    def _one_by_one(self, part: int, q: Array, weights: Array, num_rounds: Array) -> Array:
-        for t in range(ROUNDS):
-            q = q * jnp.where(t < num_rounds, mix(weights[t], self._parts[part]), 1.0)
+        def multiply(q: Array, cells: Callable[[Array, int], Array]) -> Array:
+            for coefficients, scale in polynomials:
+                q = q * mix(coefficients, cells(powers, 2)) * cells(scale, 1)[:, :, None]
+            return q
+
+        return in_place(multiply, q)
+
+    def _one_by_one(self, part: int, q: Array, record: Array, num_rounds: Array) -> Array:
+        for t in range(record.shape[0]):
+            q = q * jnp.where(t < num_rounds, mix(record[t], self._parts[part]), 1.0)
         return q
 
 
@@ -158,15 +140,16 @@ def _tables(tilt: Array) -> tuple[Array, Array]:
     return jnp.stack(rows, axis=1), jnp.stack([total**k for k in range(DEGREE + 1)])
 
 
-def _coefficients(weights: Array) -> Array:
-    """Of the product of the linear forms with weights [DEGREE, G, m, C], [G, rows, C]."""
+def _coefficients(factors: Array) -> Array:
+    """Of the product of polynomials with coefficients [number, G, rows, C], [G, rows of the product, C]."""
 
-    def times(c: list[Array], u: Array) -> list[Array]:
-        if u.shape[1] == 1:
-            return [c[0] * u[:, 0]]
-        raised, kept = [x * u[:, 1] for x in c], [x * u[:, 0] for x in c]
-        return [kept[0], *(x + y for x, y in zip(kept[1:], raised[:-1], strict=True)), raised[-1]]
+    def times(a: list[Array], b: Array) -> list[Array]:
+        size = b.shape[1]
+        return [
+            add(a[i] * b[:, k - i] for i in range(max(0, k - size + 1), min(k, len(a) - 1) + 1))
+            for k in range(len(a) + size - 1)
+        ]
 
-    c = jnp.stack(reduce(times, weights[1:], list(jnp.moveaxis(weights[0], 1, 0))), axis=1)
+    c = jnp.stack(reduce(times, factors[1:], list(jnp.moveaxis(factors[0], 1, 0))), axis=1)
     # Or XLA computes them anew in every cell.
     return jax.lax.optimization_barrier(c)

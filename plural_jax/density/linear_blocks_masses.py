@@ -5,7 +5,7 @@ Arrays are `[G, n, C]`: landscapes, cells, configurations; see `linear_blocks` f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from jax import Array
 _LOG2 = float(np.log(2.0))
 #: Cells come in a multiple of this, so that sums over them can begin with a few equal slices.
 CELL_SLICES = 4
+#: Arrays of more entries than this are updated in so many parts.
+_ENTRIES_AT_ONCE, _CHUNKS = 2**15, 2
 
 
 class Masses(NamedTuple):
@@ -89,16 +91,19 @@ class Format(NamedTuple):
 
     def fold(self, masses: Masses) -> Masses:
         """The same masses with the exponent brought up to date: q = p 2^scale, or 2^shallowest if that is more."""
-        exponent = (
-            (self.as_bits(masses.q) >> self.mantissa) - self.bias + self._deeper(masses.exponent).astype(self.bits)
-        )
-        exponent = jnp.where(masses.q > 0, exponent, 0).astype(jnp.int32)
         # The exponents first, then q from the new ones: so XLA updates both in place, without copies in the loop.
+        exponent = in_place(lambda old, cells: self._exponent(cells(masses.q, 1), old), masses.exponent)
         exponent, q = jax.lax.optimization_barrier((exponent, masses.q))
+        return Masses(in_place(lambda q, cells: self._folded(q, cells(exponent, 1)), q), exponent)
+
+    def _exponent(self, q: Array, old: Array) -> Array:
+        new = (self.as_bits(q) >> self.mantissa) - self.bias + self._deeper(old).astype(self.bits)
+        return jnp.where(q > 0, new, 0).astype(jnp.int32)
+
+    def _folded(self, q: Array, exponent: Array) -> Array:
         fraction = self.as_bits(q) & ((1 << self.mantissa) - 1)
         field = jnp.maximum(exponent, self.shallowest).astype(self.bits) + self.bias
-        folded = jax.lax.bitcast_convert_type(fraction | (field << self.mantissa), self.dtype)
-        return Masses(jnp.where(q > 0, folded, 0.0), exponent)
+        return jnp.where(q > 0, jax.lax.bitcast_convert_type(fraction | (field << self.mantissa), self.dtype), 0.0)
 
     def as_bits(self, q: Array) -> Array:
         """The same bits as integers."""
@@ -107,6 +112,31 @@ class Format(NamedTuple):
     def _deeper(self, exponent: Array) -> Array:
         """E."""
         return jnp.minimum(exponent - self.shallowest, 0)
+
+
+def in_place(update: Callable[[Array, Callable[[Array, int], Array]], Array], x: Array) -> Array:
+    """New values of an array [G, n, C], on a CPU a part of the cells after another where they are many.
+
+    XLA splits an operation on half a megabyte over all threads of a CPU, also over those that compute for another device, so
+    that each core's cache is filled with what the other core has written. It leaves alone what updates a part of an array.
+
+    Args:
+        update: of the array in some cells, and a function that takes these cells out of any other array along an axis.
+        x: the array.
+    """
+    groups, n, columns = x.shape
+    if jax.default_backend() != "cpu" or n % _CHUNKS or groups * n * columns <= _ENTRIES_AT_ONCE:
+        return update(x, lambda other, axis: other)
+
+    def chunk(k: Array, x: Array) -> Array:
+        size = n // _CHUNKS
+
+        def cells(other: Array, axis: int) -> Array:
+            return jax.lax.dynamic_slice_in_dim(other, k * size, size, axis)
+
+        return jax.lax.dynamic_update_slice_in_dim(x, update(cells(x, 1), cells), k * size, 1)
+
+    return jax.lax.fori_loop(0, _CHUNKS, chunk, x)
 
 
 def mix(u: Array, tilt: Array) -> Array:

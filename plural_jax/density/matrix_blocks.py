@@ -139,6 +139,9 @@ class Tables:
         harmless = self._setting.false_mass(growth) <= self._tolerance
         return harmless & self._complete & jnp.all(jnp.isfinite(measured.weights))
 
+    def strides(self) -> None:
+        """W of the next round depends on powers of many sums: no second moments give it."""
+
 
 def rounds(
     problem: Problem, multiplier: Any, key: Array | None, state: DensityState, num_steps: int, every: int

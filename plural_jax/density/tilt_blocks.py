@@ -20,6 +20,7 @@ from plural_jax.density import many_rounds, on_chip
 from plural_jax.density.core import DensityInfo, DensityState, Problem, dot
 from plural_jax.density.linear_blocks import Measured, Setting, run
 from plural_jax.density.linear_blocks_masses import Parts, add, mix
+from plural_jax.density.linear_blocks_strides import Strides
 
 
 class Tilts:
@@ -44,7 +45,10 @@ class Tilts:
     def measure(self, masses: Parts) -> Measured:
         """The normalizers over so many parts, and what follows from them."""
         unit = 2.0**-self._setting.form.scale
-        z = add(dot(e, part.q) for e, part in zip(self._parts, masses, strict=False)) * unit
+        return self.measured(add(dot(e, part.q) for e, part in zip(self._parts, masses, strict=False)) * unit)
+
+    def measured(self, z: Array) -> Measured:
+        """What follows from the normalizers, [G, m, C]."""
         return Measured(weights=self._setting.phi / z, z=z, w_max=1 / jnp.min(z))
 
     def w(self, measured: Measured, part: int) -> Array:
@@ -62,8 +66,16 @@ class Tilts:
 
     def trusted(self, growth: Array, measured: Measured) -> Array:
         """False masses, and tilts that have underflowed, change no digit of a normalizer."""
-        s, z_min = self._setting, 1 / measured.w_max
+        return self.known(growth, measured.w_max)
+
+    def known(self, growth: Array, w_max: Array) -> Array:
+        """The same for the largest W alone."""
+        s, z_min = self._setting, 1 / w_max
         return (s.false_mass(growth) * s.coarse <= z_min) & (2.0**-s.form.depth * s.coarse <= s.w_low * z_min)
+
+    def strides(self) -> Strides:
+        """Two rounds at once, with two preferences."""
+        return Strides(self._setting, self)
 
 
 def rounds(
