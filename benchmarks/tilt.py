@@ -239,7 +239,7 @@ def check(work: Workload, others: dict[str, Callable[[], Any]]) -> None:
 
 
 def measure(quick: bool, repeats: int | None) -> list[Comparison]:
-    """256 configurations x 100 rounds; quick: 128 x 50, and fewer contenders, because they take long to compile."""
+    """256 configurations x 100 rounds, and 2,048 of them with the fastest contenders; quick: 128 x 50, which compile sooner."""
     devices = jax.device_count()
     num_distances = -(-(4 if quick else 8) // devices) * devices
     work = Workload.of(32, num_distances, 4096, 50 if quick else 100)
@@ -249,7 +249,7 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
     contenders = {**others, **{name: library(work, every) for name, every in ours.items()}}
     seconds = timing.turns(contenders, repeats or (5 if quick else 15))
     summary = timing.Timing.of(np.asarray(seconds[EVERY]) / np.asarray(seconds[FINAL]))
-    return [
+    found = [
         Comparison(
             name="tilt",
             workload=work.words,
@@ -268,6 +268,27 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
             },
         )
     ]
+    if not quick and NUMBA in others:
+        found.append(long_calls(devices, repeats or 15))
+    return found
+
+
+def long_calls(devices: int, repeats: int) -> Comparison:
+    """2,048 configurations: eight times as long as threads take at most to spread over the cores (see the README)."""
+    work = Workload.of(32, -(-64 // devices) * devices, 4096, 100)
+    fused = numba_loop(work)
+    assert fused is not None
+    others = {"NumPy, matrix products": numpy_products(work), NUMBA: fused}
+    check(work, others)
+    ours = {name: library(work, every) for name, every in ((FINAL, work.num_steps), (EVERY_10, 10))}
+    return Comparison(
+        name="tilt, long calls",
+        workload=work.words,
+        reference=NUMBA,
+        seconds=timing.turns({**others, **ours}, repeats),
+        unit="cell-steps",
+        work=work.cell_steps,
+    )
 
 
 if __name__ == "__main__":

@@ -40,13 +40,18 @@ def _per_preference(value: ArrayLike, name: str, centers: Array) -> Array:
 
 
 def _squared_distance(x: Array, centers: Array) -> Array:
-    """Squared Euclidean distance of every point to every centre, [..., m]."""
+    """Squared Euclidean distance of every centre to every point, [m, ...]: along the points XLA can vectorize."""
     if x.shape[-1] != centers.shape[1]:
         raise ValueError(
             f"centers have {centers.shape[1]} dimension(s) but the points have {x.shape[-1]} (points {x.shape})."
         )
-    difference = x[..., None, :] - centers.astype(x.dtype)
+    difference = x - centers.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1), x.shape[-1])
     return jnp.sum(difference * difference, axis=-1)
+
+
+def _for_points(value: Array, x: Array) -> Array:
+    """A parameter [m] as [m, ...], with an axis of length one for each axis of the points."""
+    return value.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 @pytree_dataclass
@@ -58,7 +63,7 @@ class Quadratic:
 
     @jax.jit
     def __call__(self, x: Array) -> Array:
-        return -self.gamma.astype(x.dtype) * _squared_distance(x, self.centers)
+        return jnp.moveaxis(-_for_points(self.gamma, x) * _squared_distance(x, self.centers), 0, -1)
 
 
 def quadratic(centers: ArrayLike, gamma: ArrayLike) -> Quadratic:
@@ -95,7 +100,8 @@ class Bump:
     @jax.jit
     def __call__(self, x: Array) -> Array:
         squared = _squared_distance(x, self.centers)
-        return self.height.astype(x.dtype) * jnp.exp(-squared / (2 * self.width.astype(x.dtype) ** 2))
+        bell = jnp.exp(-squared / (2 * _for_points(self.width, x) ** 2))
+        return jnp.moveaxis(_for_points(self.height, x) * bell, 0, -1)
 
 
 def bump(centers: ArrayLike, height: ArrayLike, width: ArrayLike) -> Bump:
@@ -131,7 +137,7 @@ class Plateau:
 
     @jax.jit
     def __call__(self, x: Array) -> Array:
-        near = _squared_distance(x, self.centers) <= self.radius.astype(x.dtype) ** 2
+        near = jnp.moveaxis(_squared_distance(x, self.centers) <= _for_points(self.radius, x) ** 2, 0, -1)
         return jnp.where(near, self.height.astype(x.dtype), self.floor.astype(x.dtype))
 
 
