@@ -28,9 +28,16 @@ class Cost(NamedTuple):
     memory: str
 
 
-def tilt(m: int, configurations: int) -> Cost:
-    """`q W` with `W = sum_i u_i e_i`, and m sums: m + 1 + m instructions; q read twice, written once, shared tilts read twice."""
-    return Cost(2.0 * (2 * m + 1), 12.0 + 2 * 4 * m / configurations, "multiply-adds", "in place, L2")
+def tilt(m: int, configurations: int, together: int = 1) -> Cost:
+    """One round, or two from one reading of the masses (`linear_blocks_strides`); shared tables are read twice.
+
+    One: `q W` with `W = sum_i u_i e_i`, and m sums, 2 m + 1 instructions; q is read twice and written once. Two: the factor has
+    `m (m + 1) / 2` terms, and there are as many sums besides the m.
+    """
+    if together == 1:
+        return Cost(2.0 * (2 * m + 1), 12.0 + 2 * 4 * m / configurations, "multiply-adds", "in place, L2")
+    terms = m * (m + 1) // 2
+    return Cost(m + 2.0 * terms + 1, 6.0 + 2 * (m + 2 * terms) / configurations, "multiply-adds", "in place, L2")
 
 
 def finite_pool(m: int, nodes: int, configurations: int) -> Cost:

@@ -262,7 +262,7 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
                 "every round / final": summary._asdict(),
                 "roofline": {
                     "rule": "tilt",
-                    "arguments": {"m": 2, "configurations": len(work.phis)},
+                    "arguments": {"m": 2, "configurations": len(work.phis), "together": 2},
                     "contender": FINAL,
                 },
             },

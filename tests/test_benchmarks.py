@@ -163,6 +163,9 @@ def test_roofline_takes_the_lower_bound() -> None:
     assert row["bound by bytes"] == pytest.approx(50e9 / cost.bytes)
     assert row["gap"] == pytest.approx(min(100e9 / 10, 50e9 / 12.5) / 1000.0)
     assert roofline.roofline({}) == []
+    # Two rounds at once: 5 sums, 3 terms and a product are 9 instructions of two operations; 8 tables instead of twice 2.
+    assert roofline.tilt(2, 32, together=2)[:2] == (9.0, 6.0 + 8 * 4 / 32 / 2)
+    assert roofline.tilt(1, 1, together=2)[:2] == (4.0, 6.0 + 3 * 4 / 2)
 
 
 def test_suite_writes_one_json_and_a_figure(

@@ -47,6 +47,7 @@ from plural_jax.density import linear_blocks_prefix as prefix
 from plural_jax.density.core import DensityInfo, Problem
 from plural_jax.density.linear_blocks_deferred import ROUNDS, Deferred
 from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix
+from plural_jax.density.linear_blocks_start import extremes, fill_up, tilts
 from plural_jax.density.linear_blocks_strides import Strides
 from plural_jax.density.linear_blocks_summary import Observer, num_rows, unpack
 from plural_jax.density.many_rounds import in_pieces, plain
@@ -213,13 +214,13 @@ def _run(
     """The same for as many as are computed together."""
     n, columns = log_p.shape[1], phi.shape[2]
     problem, multiplier = landscape
-    problem, phi, log_p = _fill_up(problem, phi, log_p, rule_type.columns)
+    problem, phi, log_p = fill_up(problem, phi, log_p, rule_type.columns)
     multiplier = rule_type.fill_up(multiplier, log_p.shape[1] - n)
     in_order = rule_type.sorts and prefix.pays(log_p.shape[1], phi.shape[2])
     in_order &= every < num_steps or num_steps >= _FEWEST_ROUNDS
     form = Format.of(log_p.dtype)
     live = log_p > -jnp.inf
-    problem, tilt = _tilts(problem, live.any(axis=2))
+    problem, tilt = tilts(problem, live.any(axis=2))
     if in_order:
         order = prefix.best_first(tilt)
         problem = problem._replace(
@@ -228,7 +229,7 @@ def _run(
             outside=prefix.reorder(problem.outside, order, 1),
         )
         tilt, log_p, live = (prefix.reorder(x, order, a) for x, a in ((tilt, 2), (log_p, 1), (live, 1)))
-    w_low = jnp.min(jnp.where(live, mix(_extremes(phi) if live.shape[2] == 1 else phi, tilt), 1.0))
+    w_low = jnp.min(jnp.where(live, mix(extremes(phi) if live.shape[2] == 1 else phi, tilt), 1.0))
     longest = ((form.scale - 1) / -jnp.log2(jnp.minimum(w_low, 0.5))).astype(jnp.int32)
     cuts = _cuts(tilt.shape[2], log_p.shape[0] * tilt.shape[2] * phi.shape[2], in_order)
     setting = Setting(form, problem, multiplier, tilt, phi, live, w_low, cuts, every == 1)
@@ -357,28 +358,6 @@ def _run(
     return log_p[:, :n, :columns], jax.tree.map(lambda x: x[..., :columns], info)
 
 
-def _fill_up(problem: Problem, phi: Array, log_p: Array, fewest: int) -> tuple[Problem, Array, Array]:
-    """Add cells without mass up to a convenient number, and on a CPU copies of the last configuration."""
-    cells = -log_p.shape[1] % prefix.multiple(log_p.shape[1])
-    columns = phi.shape[2]
-    copies = fewest - columns if 2 < columns < fewest and jax.default_backend() == "cpu" else 0
-
-    def pad(x: Array, axis: int, extra: int, **how: Any) -> Array:
-        width = [(0, 0)] * x.ndim
-        width[axis] = (0, extra)
-        return jnp.pad(x, width, **how) if extra else x
-
-    problem = problem._replace(
-        rewards=pad(problem.rewards, 2, cells, mode="edge"),
-        basins=pad(problem.basins, 2, cells),
-        outside=pad(problem.outside, 1, cells),
-    )
-    log_p = pad(log_p, 1, cells, constant_values=-jnp.inf)
-    if log_p.shape[2] > 1:
-        log_p = pad(log_p, 2, copies, mode="edge")
-    return problem, pad(phi, 2, copies, mode="edge"), log_p
-
-
 def _cuts(n: int, entries: int, in_order: bool) -> tuple[int, ...]:
     """Cells after which masses of so many entries are cut."""
     if in_order:
@@ -390,24 +369,3 @@ def _cuts(n: int, entries: int, in_order: bool) -> tuple[int, ...]:
         parts = max(1, min(4, entries // _ENTRIES_OF_A_PART))
     slices = n // CELL_SLICES
     return tuple(slices * k // parts * CELL_SLICES for k in range(parts + 1))
-
-
-def _extremes(phi: Array) -> Array:
-    """Some of the columns of phi [G, m, C], among which each `sum_i phi_i a_i` is smallest.
-
-    Two preferences have one free weight, in which a sum is linear; with more, all columns.
-    """
-    if phi.shape[1] != 2:
-        return phi
-    ends = jnp.stack([jnp.min(phi[:, 0], axis=1), jnp.max(phi[:, 0], axis=1)], axis=1)
-    return jnp.stack([ends, 1 - ends], axis=1)
-
-
-def _tilts(problem: Problem, live: Array) -> tuple[Problem, Array]:
-    """The problem with r_i* taken over cells that have mass in some configuration, and its tilts, [G, m, n].
-
-    So no tilt is above one, whatever the rewards are where there is no mass.
-    """
-    best = jnp.max(jnp.where(live[:, None], problem.rewards, -jnp.inf), axis=2, keepdims=True)
-    problem = problem._replace(best=best)
-    return problem, jnp.where(live[:, None], jnp.exp(jax.vmap(lambda p: p.log_tilt)(problem)), 0.0)
