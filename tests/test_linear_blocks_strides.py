@@ -52,11 +52,12 @@ def test_a_stride_is_rounds_one_after_another(rng, m):
     np.testing.assert_allclose(q * 2.0 ** -Format.of(np.float64).scale, expected, rtol=1e-12)
     assert int(taken.num_rounds) == strides.num_rounds
     # The bounds hold, and are no looser than they say.
-    first, second, others, all_others = np.asarray(stride.highest)
     z = np.einsum("gmn,gnc->gmc", tilt, p)
-    np.testing.assert_allclose(first, 1 / z.min(), rtol=1e-12)
-    assert first >= w[0].max() and second >= w[-1].max() * (m <= 2)
-    assert others >= w[0][:, CUTS[1] :].max() and all_others >= np.prod(w, axis=0)[:, CUTS[1] :].max()
+    np.testing.assert_allclose(stride.highest[0], 1 / z.min(), rtol=1e-12)
+    # With one preference they are what is bounded, but for rounding.
+    found = np.asarray(stride.highest) * (1 + 1e-12)
+    assert found[0] >= w[0].max() and found[1] >= w[-1].max() * (m <= 2)
+    assert found[2] >= w[0][:, CUTS[1] :].max() and found[3] >= np.prod(w, axis=0)[:, CUTS[1] :].max()
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 7, 8])
@@ -82,8 +83,8 @@ def test_bounds_on_what_is_not_read(rng):
     for _ in range(6):
         z = np.einsum("gmn,gnc->gmc", tilt[:, :, :8], p[:, :8])
         p = p * np.einsum("gmc,gmn->gnc", phi / z, tilt)
-    # No round is fewer than the bound allows, and a bound of zero would be a bound no more.
-    assert float(taken.others) >= np.max(np.einsum("gmn,gnc->gmc", tilt[:, :, 8:], p[:, 8:]))
+    # The bound holds after all rounds, and one of zero, which is what underflow makes of it, does not stay zero.
+    assert float(taken.others) * (1 + 1e-12) >= np.max(np.einsum("gmn,gnc->gmc", tilt[:, :, 8:], p[:, 8:]))
     none = strides.take(masses[:1], stride, jnp.int32(6), jnp.zeros(()), lambda others, highest: others >= 0)
     assert float(none.others) > 0
 

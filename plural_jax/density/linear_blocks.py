@@ -48,7 +48,7 @@ from plural_jax.density.core import DensityInfo, Problem
 from plural_jax.density.linear_blocks_deferred import ROUNDS, Deferred
 from plural_jax.density.linear_blocks_masses import CELL_SLICES, Format, Masses, Parts, mix
 from plural_jax.density.linear_blocks_start import extremes, fill_up, tilts
-from plural_jax.density.linear_blocks_strides import Strides
+from plural_jax.density.linear_blocks_strides import Stride, Strides
 from plural_jax.density.linear_blocks_summary import Observer, num_rows, unpack
 from plural_jax.density.many_rounds import in_pieces, plain
 from plural_jax.landscape import normalize
@@ -282,28 +282,29 @@ def _run(
 
         return jax.lax.while_loop(lambda x: may_go_on(x[1], limit) & ~x[0].pending, body, (c, b))[0]
 
-    def rounds_between(c: _Loop, b: _Block, limit: Array, sums: Array | None) -> _Loop:
+    def rounds_between(c: _Loop, b: _Block, limit: Array, stride: Stride | None) -> _Loop:
         """Rounds without a summary until the last."""
-        masses, choice, others, single = c.masses, c.choice, c.others, limit
-        if strides is not None and sums is not None:
-            stride = strides.next(sums)
-            may = strides.may_go_on(stride.highest, one) & (limit >= strides.num_rounds)
-            single, many = jnp.where(may, 0, limit), jnp.where(may, limit, 0)
+        masses, choice, others = c.masses, c.choice, c.others
         if deferred is not None:
             # Short blocks, so that cells wait as soon as they may.
-            single, many = jnp.minimum(single, ROUNDS), jnp.minimum(many, ROUNDS)
-            few = jnp.where(deferred.may_begin(others, stride), many, 0)
-            many = many - few
+            limit = jnp.minimum(limit, ROUNDS)
+        single, many, few = limit, none, none
+        if strides is not None and stride is not None:
+            may = strides.may_go_on(stride.highest, one) & (limit >= strides.num_rounds)
+            single, many = jnp.where(may, 0, limit), jnp.where(may, limit, 0)
+            if deferred is not None:
+                few = jnp.where(deferred.may_begin(others, stride), many, 0)
+                many = many - few
         masses, b = jax.lax.while_loop(lambda x: may_go_on(x[1], single), lambda x: linear_round(*x), (masses, b))
         done = b.age
-        if strides is not None:
+        if strides is not None and stride is not None:
             taken = strides.take(masses, stride, many)
             masses, done = taken.masses, done + taken.num_rounds
-        if deferred is not None:
-            masses, first, others = deferred(masses, others, stride, few)
-            # Where rounds need few cells a summary will.
-            done, choice = done + first, jnp.where(first > 0, len(prefix.LENGTHS) - 1, choice)
-            others = jnp.where(first > 0, others, jnp.inf)
+            if deferred is not None:
+                masses, first, others = deferred(masses, others, stride, few)
+                # Where rounds need few cells a summary will.
+                done, choice = done + first, jnp.where(first > 0, len(prefix.LENGTHS) - 1, choice)
+                others = jnp.where(first > 0, others, jnp.inf)
         t = c.t + done
         pending = c.pending | (done > 0) & (t % every == 0)
         return c._replace(masses=masses, choice=choice, t=t, pending=pending, others=others)
@@ -323,12 +324,13 @@ def _run(
     def block(c: _Loop) -> _Loop:
         masses = tuple(map(form.fold, c.masses))
         bounds = c.bounds if chosen is None else chosen.masses([part.q for part in masses])
-        sums, others = None, c.others
-        if strides is None:
-            measured = rule.measure(masses)
+        stride, others = None, c.others
+        if deferred is not None:
+            measured, stride, others = deferred.begin(masses, others)
+        elif strides is not None:
+            measured, stride = strides.begin(masses)
         else:
-            sums, others = deferred.sums(masses, others) if deferred else (strides.sums(masses), others)
-            measured = strides.measured(sums)
+            measured = rule.measure(masses)
         c, b = c._replace(masses=masses, bounds=bounds, others=others), _Block(measured, one, none)
         limit = jnp.minimum(longest, num_steps - c.t)
         if every > 1:
@@ -339,7 +341,7 @@ def _run(
         )
         # After a round in log space b is out of date.
         limit = jnp.where(stuck, 0, limit)
-        return observed_rounds(c, b, limit) if every == 1 else rounds_between(c, b, limit, sums)
+        return observed_rounds(c, b, limit) if every == 1 else rounds_between(c, b, limit, stride)
 
     one, none = jnp.ones((), form.dtype), jnp.zeros((), jnp.int32)
     # A start that all share is converted once.

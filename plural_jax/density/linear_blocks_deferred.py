@@ -32,7 +32,7 @@ from jax import Array
 from plural_jax.density.linear_blocks_masses import Masses, Parts, add, in_place, mix
 
 if TYPE_CHECKING:
-    from plural_jax.density.linear_blocks import Setting
+    from plural_jax.density.linear_blocks import Measured, Setting
     from plural_jax.density.linear_blocks_strides import Stride, Strides
 
 #: Rounds of a block at most: with rewards that range over a few units the range of float32 allows as many.
@@ -57,8 +57,8 @@ class Deferred:
         if self._polynomial:
             self._tables = [_tables(part) for part in self._parts]
 
-    def sums(self, masses: Parts, others: Array) -> tuple[Array, Array]:
-        """Sums over all parts that matter, [G, rows, C], and a bound on what the others add to a normalizer, [].
+    def begin(self, masses: Parts, others: Array) -> tuple[Measured, Stride, Array]:
+        """What single rounds read off the masses, the first stride, and a bound on what the others add to a normalizer, [].
 
         Args:
             masses: all parts.
@@ -66,14 +66,17 @@ class Deferred:
         """
         first = self._strides.sums(masses[:1])
 
-        def read(x: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def read(x: tuple[Array, Stride, Array, Array]) -> tuple[Array, Stride, Array, Array]:
             rest = self._strides.sums(masses[1:], 1)
-            return first + rest, jnp.max(rest[:, : self._setting.tilt.shape[1]]), jnp.zeros((), bool)
+            total = first + rest
+            others = jnp.max(rest[:, : self._setting.tilt.shape[1]])
+            return total, self._strides.next(total), others, jnp.zeros((), bool)
 
         # At most once; a loop, because XLA copies what passes through a cond.
-        unknown = ~self.may_begin(others, self._strides.next(first))
-        total, others, _ = jax.lax.while_loop(lambda x: x[2], read, (first, others, unknown))
-        return total, others
+        stride = self._strides.next(first)
+        known = first, stride, others, ~self.may_begin(others, stride)
+        total, stride, others, _ = jax.lax.while_loop(lambda x: x[3], read, known)
+        return self._strides.measured(total), stride, others
 
     def may_begin(self, others: Array, stride: Stride) -> Array:
         """Whether the others may wait for some rounds."""

@@ -15,8 +15,9 @@ lost is at most `2^-depth` times a coefficient, c_ij is at most `2 max W max W'`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations_with_replacement, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,11 @@ class Strides:
         unit = 2.0**-self._setting.form.scale
         return add(dot(rows, part.q) for rows, part in zip(self._rows[first:], masses, strict=False)) * unit
 
+    def begin(self, masses: Parts) -> tuple[Measured, Stride]:
+        """What single rounds read off the masses, and the first stride."""
+        total = self.sums(masses)
+        return self.measured(total), self.next(total)
+
     def measured(self, total: Array) -> Measured:
         """What the rule of single rounds would read off the same masses."""
         return self._rule.measured(total[:, : self._setting.phi.shape[1]])
@@ -154,7 +160,7 @@ class Strides:
         stride: Stride,
         limit: Array,
         others: Array | None = None,
-        may_wait: Any = None,
+        may_wait: Callable[[Array, Array], Array] | None = None,
         most: int = 0,
     ) -> Taken:
         """As many strides of these masses as possible and at most `limit` rounds.
