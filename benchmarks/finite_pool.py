@@ -176,11 +176,8 @@ def check(found: dict[str, Callable[[], Any]]) -> None:
         np.testing.assert_allclose(other, first, rtol=1e-3)
 
 
-def rounds(work: Workload, size: int, repeats: int, one_way: bool = False) -> Comparison:
-    """The library beside the peers, and all of them beside the product of two matrices of `size`; in one way: on all devices."""
-    found = contenders(work)
-    if one_way and LIBRARY in found:
-        del found[ONE_DEVICE]
+def rounds(work: Workload, found: dict[str, Callable[[], Any]], size: int, repeats: int) -> Comparison:
+    """The library beside the peers, and all of them beside the product of two matrices of `size`."""
     check(found)
     ceilings = matrix_products(size)
     seconds = timing.turns({**ceilings, **found}, repeats)
@@ -247,11 +244,18 @@ def pools(draws: int, repeats: int) -> Comparison:
 
 def measure(quick: bool, repeats: int | None) -> list[Comparison]:
     """One configuration, 32 and 256 at a time; quick: the last two, and no Monte Carlo."""
+    works = [Workload(32, 4096, 50), Workload(256, 4096, 25)]
+    if not quick:
+        works = [*(Workload(1, n, 50) for n in (100, 1024, 4096)), *works]
+    everyone = [contenders(work) for work in works]
     if quick:
-        works = [Workload(32, 4096, 50), Workload(256, 4096, 25)]
-        return [rounds(work, 1024, repeats or 3, one_way=True) for work in works]
-    works = [Workload(1, n, 50) for n in (100, 1024, 4096)] + [Workload(32, 4096, 50), Workload(256, 4096, 25)]
-    return [*(rounds(work, 1024, repeats or 9) for work in works), pools(1000, repeats or 9)]
+        for found in everyone:
+            if LIBRARY in found:
+                del found[ONE_DEVICE]
+    timing.compile_together(found[name] for found in everyone for name in (ONE_DEVICE, LIBRARY) if name in found)
+    repeats = repeats or (3 if quick else 9)
+    compared = [rounds(work, found, 1024, repeats) for work, found in zip(works, everyone, strict=True)]
+    return compared if quick else [*compared, pools(1000, repeats)]
 
 
 if __name__ == "__main__":

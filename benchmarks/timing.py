@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +114,13 @@ def turns(contenders: Mapping[str, Callable[[], Any]], repeats: int, *, warm: bo
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def compile_together(functions: Iterable[Callable[[], Any]]) -> None:
+    """Call each for the first time, on all cores at once, because compiling has one to itself."""
+    with ThreadPoolExecutor(cores()) as pool:
+        for called in [pool.submit(lambda f=f: jax.block_until_ready(f())) for f in functions]:
+            called.result()
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:

@@ -57,7 +57,7 @@ def test_tilt_contenders_agree(float32: None) -> None:
     work = tilt.Workload.of(3, 2 * jax.device_count(), 64, 6)
     found = tilt.by_hand(work, compiled=False)
     assert {"NumPy, arrays", "NumPy, matrix products", tilt.SCAN} <= set(found)
-    tilt.check(work, found)
+    tilt.check(work, found, tilt.library(work, work.num_steps))
 
 
 def test_finite_pool_contenders_agree(float32: None) -> None:
@@ -99,7 +99,7 @@ def test_the_loops_finite_pools_agree(float64: None) -> None:
 def test_a_contender_that_disagrees_is_found(float32: None) -> None:
     work = tilt.Workload.of(2, jax.device_count(), 64, 3)
     with pytest.raises(AssertionError, match="NumPy, arrays and the library disagree"):
-        tilt.check(work, {"NumPy, arrays": lambda: 2 * tilt.numpy_loop(work)()})
+        tilt.check(work, {"NumPy, arrays": lambda: 2 * tilt.numpy_loop(work)()}, tilt.library(work, 3))
 
 
 def test_retraining_peer_keeps_both_preferences() -> None:
