@@ -72,6 +72,17 @@ def test_the_loss_stops_behind_the_first_end(rng, key):
     np.testing.assert_allclose(mean_loss(params, jnp.asarray(other)), total / count, rtol=1e-5)
 
 
+def assert_same_step(actual, expected, gradient, rate, eps=1e-8):
+    """The first step, `rate g / (|g| + eps)`, multiplies a rounding error of g by `rate eps / (|g| + eps)^2`: much where g = 0."""
+    a, b, g = (np.asarray(x, np.float64) for x in (actual, expected, gradient))
+    g = np.abs(g)
+    error = np.where(g == 0, 0, 1e-6 * g.max())  # what nothing depends on has no gradient at all
+    allowed = 2e-5 + 1e-4 * np.abs(b) + rate * eps * error / (np.maximum(g - error, 0) + eps) ** 2
+    excess = np.abs(a - b) - allowed
+    assert excess.max() <= 0, f"{excess.max()} too far, where the gradient is {g.flat[excess.argmax()]}"
+    assert np.mean(allowed > 1e-3) < 0.4  # all others are checked; one third are biases of keys, which scores do not depend on
+
+
 def test_one_step_is_adamw_on_the_mean_over_tokens(rng, key):
     """One batch of everything: the step of optax's own AdamW on the NumPy-checked loss; the same whatever the buckets."""
     import optax
@@ -85,7 +96,7 @@ def test_one_step_is_adamw_on_the_mean_over_tokens(rng, key):
     for buckets in ((), (2, 9)):
         training = pj.models.TextTraining(buckets=buckets, **options)
         state, info = fit(training, key, params, texts)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), state.params, expected)
+        jax.tree.map(lambda a, b, g: assert_same_step(a, b, g, 1e-2), state.params, expected, gradient)
         total, count = paid(params, texts)
         np.testing.assert_allclose(info.loss, total / count, rtol=1e-5)
         assert int(state.step) == 1
