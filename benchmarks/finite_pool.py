@@ -96,8 +96,11 @@ def library(work: Workload, on_all: bool) -> Callable[[], Any]:
     return partial(jax.jit(rows), phis)
 
 
-def products(work: Workload) -> dict[str, Callable[[], Any]]:
-    """The two matrix products of a round and nothing else, by XLA, NumPy and PyTorch; each returns what it ends with, [C, n]."""
+def products(work: Workload, quick: bool = False) -> dict[str, Callable[[], Any]]:
+    """The two matrix products of a round and nothing else, by XLA, NumPy and PyTorch; each returns what it ends with, [C, n].
+
+    Quick: without PyTorch, which takes longest, and seconds to import.
+    """
     table = work.table().reshape(-1, work.num_cells)
     table /= np.linalg.norm(table, 2)  # neither overflows nor underflows, however many rounds
     transposed = np.ascontiguousarray(table.T)
@@ -118,7 +121,7 @@ def products(work: Workload) -> dict[str, Callable[[], Any]]:
         REFERENCE: partial(in_xla, *(jnp.asarray(x) for x in (table, transposed, start))),
         "NumPy, the two products": in_numpy,
     }
-    torch = timing.optional("torch")
+    torch = None if quick else timing.optional("torch")
     if torch is not None:
         on_torch = [torch.from_numpy(x) for x in (table, transposed)]
 
@@ -156,12 +159,12 @@ def numpy_rounds(work: Workload) -> Callable[[], np.ndarray]:
     return rounds
 
 
-def contenders(work: Workload) -> dict[str, Callable[[], Any]]:
-    """The products alone, whole rounds by hand, and the library in two ways."""
+def contenders(work: Workload, quick: bool = False) -> dict[str, Callable[[], Any]]:
+    """The products alone, whole rounds by hand, and the library in two ways; quick: in the faster one where there are two."""
     ours = {ONE_DEVICE: library(work, on_all=False)}
     if work.num_phis % jax.device_count() == 0 and jax.device_count() > 1:
-        ours[LIBRARY] = library(work, on_all=True)
-    return {**products(work), BY_HAND: numpy_rounds(work), **ours}
+        ours = ({} if quick else ours) | {LIBRARY: library(work, on_all=True)}
+    return {**products(work, quick), BY_HAND: numpy_rounds(work), **ours}
 
 
 def check(found: dict[str, Callable[[], Any]]) -> None:
@@ -243,17 +246,13 @@ def pools(draws: int, repeats: int) -> Comparison:
 
 
 def measure(quick: bool, repeats: int | None) -> list[Comparison]:
-    """One configuration, 32 and 256 at a time; quick: the last two, and no Monte Carlo."""
-    works = [Workload(32, 4096, 50), Workload(256, 4096, 25)]
+    """One configuration, 32 and 256 at a time; quick: 256 alone, for fewer rounds, and no Monte Carlo."""
+    works = [Workload(256, 4096, 12 if quick else 25)]
     if not quick:
-        works = [*(Workload(1, n, 50) for n in (100, 1024, 4096)), *works]
-    everyone = [contenders(work) for work in works]
-    if quick:
-        for found in everyone:
-            if LIBRARY in found:
-                del found[ONE_DEVICE]
+        works = [*(Workload(1, n, 50) for n in (100, 1024, 4096)), Workload(32, 4096, 50), *works]
+    everyone = [contenders(work, quick) for work in works]
     timing.compile_together(found[name] for found in everyone for name in (ONE_DEVICE, LIBRARY) if name in found)
-    repeats = repeats or (3 if quick else 9)
+    repeats = repeats or (2 if quick else 9)
     compared = [rounds(work, found, 1024, repeats) for work, found in zip(works, everyone, strict=True)]
     return compared if quick else [*compared, pools(1000, repeats)]
 

@@ -136,7 +136,7 @@ def compare(work: Workload, repeats: int) -> Comparison:
 def measure(quick: bool, repeats: int | None) -> list[Comparison]:
     """Dimensions 1, 2, 4, 8; quick: 2 alone."""
     if quick:
-        return [compare(Workload.of(2, 16, 50), repeats or 3)]
+        return [compare(Workload.of(2, 8, 50), repeats or 2)]
     return [compare(Workload.of(d, 32, 60), repeats or 9) for d in (1, 2, 4, 8)]
 
 

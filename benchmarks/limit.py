@@ -244,7 +244,7 @@ def batch(num_phis: int, m: int, n: int, repeats: int) -> Comparison:
 def measure(quick: bool, repeats: int | None) -> list[Comparison]:
     """Two landscapes against others, then the library alone; quick: the first alone, and short tilting."""
     if quick:
-        return [against_others("quadratic", repeats or 3, 50_000)]
+        return [against_others("quadratic", repeats or 2, 20_000)]
     repeats = repeats or 7
     compared = [against_others(kind, repeats, 30_000_000) for kind in ("quadratic", "bump")]
     return [*compared, by_size(repeats), batch(256, 3, 2_000, repeats)]

@@ -197,7 +197,7 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
     """One small, one large, a batch, and whole fits; quick: the batch alone, and less of it by scikit-learn."""
     batch = Workload.of(256, 500, 2, 2, 50)
     if quick:
-        return [compare("a batch", batch, 8, repeats or 3)]
+        return [compare("a batch", batch, 8, repeats or 2)]
     return [
         compare("one small", Workload.of(1, 500, 2, 2, 50), 1, repeats or 15),
         compare("one large", Workload.of(1, 50_000, 8, 8, 10), 1, repeats or 5),

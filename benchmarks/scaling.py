@@ -49,7 +49,7 @@ FACTORS = {
     "preferences": (1, 2, 4, 8),
     "configurations": (1 / 32, 0.25, 1, 4, 16),
 }
-QUICK_FACTORS = {**dict.fromkeys(AXES, (1, 4)), "preferences": (1, 2)}
+QUICK_FACTORS = {"cells": (1, 4), "preferences": (1, 2), "configurations": (1, 4)}
 
 
 def library(process: str, size: Size) -> Callable[[], Any]:
@@ -68,17 +68,15 @@ def library(process: str, size: Size) -> Callable[[], Any]:
 
 
 def measure(quick: bool, repeats: int | None) -> dict[str, Any]:
-    """Seconds and exponents for each process and axis."""
-    factors = QUICK_FACTORS if quick else FACTORS
-    wanted = {process: {axis: _sizes(process, axis, factors[axis]) for axis in AXES} for process in PROCESSES}
-    if quick:  # its rounds take twice as long to compile
-        wanted["finite pool"] = {axis: wanted["finite pool"][axis] for axis in ("configurations",)}
+    """Seconds and exponents for each process and axis; quick: of the tilt alone and not along rounds: all must compile."""
+    factors, processes = (QUICK_FACTORS, PROCESSES[:1]) if quick else (FACTORS, PROCESSES)
+    wanted = {process: {axis: _sizes(process, axis, factors[axis]) for axis in factors} for process in processes}
     # The base is on every axis and is compiled once. Compiling takes most of the time and has a core to itself at a time.
     every = {(process, size) for process, axes in wanted.items() for sizes in axes.values() for size in sizes}
     with ThreadPoolExecutor(timing.cores()) as pool:
         compiled = {key: pool.submit(library, *key) for key in every}
     times = {}
-    for process in PROCESSES:
+    for process in processes:
         of_process = {str(key): future.result() for key, future in compiled.items() if key[0] == process}
         times |= timing.interleaved(of_process, repeats or (3 if quick else 9))
 
@@ -108,14 +106,13 @@ def along(axis: str, sizes: list[Size], seconds: list[float]) -> dict[str, Any]:
 
 def plot(scaling: Mapping[str, Any]) -> Figure:
     """Cost against size, both relative to the smallest, a panel for each axis; exponents in the legend, linear cost dashed."""
+    measured = next(iter(scaling.values()))
     with figures.style():
-        figure, axes = figures.panels(len(AXES), width=2.8)
-        for ax, (axis, label) in zip(axes[0], AXES.items(), strict=True):
+        figure, axes = figures.panels(len(measured), width=2.8)
+        for ax, axis in zip(axes[0], measured, strict=True):
             largest = 1.0
-            for process, marker, color in zip(PROCESSES, "os", figures.PREFERENCE_COLORS, strict=False):
-                line = scaling[process].get(axis)
-                if line is None:
-                    continue
+            for process, marker, color in zip(scaling, "os", figures.PREFERENCE_COLORS, strict=False):
+                line = scaling[process][axis]
                 sizes, seconds = (np.asarray(line[x], float) for x in ("sizes", "seconds"))
                 name = f"{process}, from {line['sizes'][0]:,}: {line['exponent']:.2f}"
                 ax.plot(sizes / sizes[0], seconds / seconds[0], f"{marker}-", ms=4, color=color, label=name)
@@ -125,7 +122,7 @@ def plot(scaling: Mapping[str, Any]) -> Figure:
             ax.set_yscale("log", base=2)
             ax.xaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_major_formatter("{x:.4g}")
-            ax.set_xlabel(f"{label} / smallest")
+            ax.set_xlabel(f"{AXES[axis]} / smallest")
             # Room above the lines, where the legend hides none of them.
             low, high = ax.get_ylim()
             ax.set_ylim(low, high * (high / low) ** 0.4)
@@ -138,12 +135,11 @@ def table(content: Mapping[str, Any]) -> Table:
     """Exponents alone."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("time grows like size to the power", no_wrap=True)
-    for process in PROCESSES:
+    for process in content["scaling"]:
         shown.add_column(process, justify="right", no_wrap=True)
-    for axis, label in AXES.items():
-        lines = [content["scaling"][process].get(axis) for process in PROCESSES]
-        cells = ["" if x is None else f"{x['exponent']:.2f} ({x['sizes'][0]:,} to {x['sizes'][-1]:,})" for x in lines]
-        shown.add_row(label, *cells)
+    for axis in next(iter(content["scaling"].values())):
+        lines = [axes[axis] for axes in content["scaling"].values()]
+        shown.add_row(AXES[axis], *(f"{x['exponent']:.2f} ({x['sizes'][0]:,} to {x['sizes'][-1]:,})" for x in lines))
     return shown
 
 

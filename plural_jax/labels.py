@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import platform
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import xarray as xr
 
 from plural_jax.density.core import INFO_DIMS
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Packages whose versions can change a number.
 _PACKAGES = ("plural_jax", "jax", "jaxlib", "numpy", "xarray")
@@ -53,6 +55,8 @@ def coordinates(axes: dict[str, np.ndarray], num_steps: int, every: int) -> dict
 
 def dataset(arrays: dict[str, tuple[tuple[str, ...], Any]], coords: dict[str, np.ndarray], attrs: dict) -> xr.Dataset:
     """A dataset with the project's attributes; `attrs` values that are not plain go in as JSON."""
+    import xarray as xr  # with pandas, half a second that only those wait for who make a dataset
+
     return xr.Dataset(arrays, coords=coords, attrs=plain_attrs(attrs))
 
 

@@ -24,7 +24,7 @@ from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.curation import Policy, check_pool, check_structure
 from plural_jax.curation_policies import check_policy
-from plural_jax.models.base import Model, check_model, sample_shapes
+from plural_jax.model import Model, check_model, sample_shapes
 from plural_jax.process import Process
 from plural_jax.retraining_rounds import (
     Accumulated,

@@ -15,7 +15,7 @@ from jax import Array
 from plural_jax import _validate, faults
 from plural_jax.curation import Curated, Policy, curate, mix_real, take
 from plural_jax.faults import BAD_MODEL, BAD_REWARD, NO_ROOM
-from plural_jax.models.base import Model, refit
+from plural_jax.model import Model, refit
 from plural_jax.process import names_its_fields
 
 

@@ -13,13 +13,15 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from plural_jax import labels
 from plural_jax.labels import Variable, plain_attrs
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Array with one flag for each finished batch, in a subgroup that xarray does not see.
 _FLAGS = "_finished/batches"
@@ -123,6 +125,8 @@ class SweepStore:
 
     def open(self) -> xr.Dataset:
         """The dataset, read lazily from disk."""
+        import xarray as xr
+
         return xr.open_zarr(self.path, consolidated=False, chunks=None)
 
 

@@ -12,12 +12,11 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jax import Array
 
 from plural_jax import _validate, faults, hosts, labels, memory
@@ -27,6 +26,9 @@ from plural_jax.process import Meter, Process, Save, advance, as_pytree, check_s
 from plural_jax.progress import meter
 from plural_jax.store import Arrays, SweepStore
 from plural_jax.sweep_batches import Plan, Program, dependent_sizes, plan
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Batches that a sweep is cut into, at least, when it reports or stores and `batch_size` is "auto".
 _BATCHES = 16

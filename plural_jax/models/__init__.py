@@ -1,7 +1,7 @@
 """Models that are refit in every round: each is a `Model` of pure functions `init`, `sample`, `fit` and `log_prob`."""
 
+from plural_jax.model import Model
 from plural_jax.models import classifiers
-from plural_jax.models.base import Model
 from plural_jax.models.clustering import KMeansResult, kmeans
 from plural_jax.models.codec import Codec, band_limited
 from plural_jax.models.counting import histogram

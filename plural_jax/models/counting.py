@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from plural_jax._typing import ArrayLike
 from plural_jax.landscape import as_float, check_log_mass, normalize
-from plural_jax.models.base import Model
+from plural_jax.model import Model
 
 
 def histogram(log_p: ArrayLike) -> Model:

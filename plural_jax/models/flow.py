@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from plural_jax import _validate
-from plural_jax.models.base import Model
+from plural_jax.model import Model
 from plural_jax.models.codec import Codec
 from plural_jax.models.flow_training import FlowTraining, check_mesh, start_training, train
 from plural_jax.models.network import Network, in_pieces

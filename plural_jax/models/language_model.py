@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
-from plural_jax.models.base import Model
+from plural_jax.model import Model
 from plural_jax.models.gpt2 import Decoder
 from plural_jax.models.text_sampling import check_sampling, generate
 from plural_jax.models.text_training import TextTraining, start_text_training, token_losses, train_text

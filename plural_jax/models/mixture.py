@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 from plural_jax import _validate
 from plural_jax._pytree import pytree_dataclass, static_field
 from plural_jax._typing import ArrayLike
+from plural_jax.model import Model
 from plural_jax.models._points import (
     HIGHEST,
     below,
@@ -28,7 +29,6 @@ from plural_jax.models._points import (
     shares_of,
 )
 from plural_jax.models._triangular import cholesky
-from plural_jax.models.base import Model
 from plural_jax.models.clustering import assign, find_centers
 from plural_jax.models.maximization import (
     Mixture,
