@@ -1,5 +1,8 @@
 """The command line: what a person types, and what comes back when it is wrong."""
 
+import subprocess
+import sys
+
 import pytest
 
 from plural_jax import cli, experiments
@@ -113,3 +116,24 @@ def test_a_sweep_in_parts_from_the_command_line(tmp_path, capsys):
     (out / "dataset.zarr").rename(tmp_path / "away")
     assert cli.main([*words, "--part", "1/2"]) == 2
     assert "is not empty; choose another folder" in capsys.readouterr().err
+
+
+def test_what_few_need_is_imported_when_it_is_used():
+    """Half of the time of `import plural_jax` was flax, pandas and xarray; all names are there all the same."""
+    script = """
+import sys
+import plural_jax as pj
+late = ("flax", "matplotlib", "xarray", "pandas", "diffrax")
+assert not set(late) & set(sys.modules), set(late) & set(sys.modules)
+assert set(pj.__all__) <= set(dir(pj))
+for name in pj.__all__:
+    getattr(pj, name)
+assert {"flax", "matplotlib"} <= set(sys.modules)
+try:
+    pj.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
