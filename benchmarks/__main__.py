@@ -29,6 +29,8 @@ from benchmarks.timing import Comparison
 NAMES = ("ceilings", "tilt", "finite_pool", "limit", "gaussian", "mixture", "sweep", "retraining", "scaling")
 #: Of these, what a quick run leaves out: seconds of compiling for one number.
 NOT_QUICK = ("retraining",)
+#: Where a quick run writes, so that it does not take the place of the full run that is recorded.
+QUICK_OUT = Path("runs/benchmarks")
 
 
 def main() -> int:
@@ -40,9 +42,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"some of: {', '.join(NAMES)}")
     parser.add_argument("--repeats", type=int, help="turns of each contender (default: each benchmark's own)")
     parser.add_argument(
-        "--out", type=Path, default=report.RESULTS, help="folder of suite.json, suite.txt and scaling.png"
+        "--out",
+        type=Path,
+        help=f"folder of suite.json, suite.txt and scaling.png (default: the recorded results, or {QUICK_OUT} with --quick)",
     )
     args = parser.parse_args()
+    folder = args.out or (QUICK_OUT if args.quick else report.RESULTS)
     # Child processes inherit it.
     report.quiet_threads()
     out = report.console()
@@ -61,15 +66,15 @@ def main() -> int:
             results[name] = found
     out.print(f"{'together':12s} {time.perf_counter() - start:.0f} s\n")
     show(out, results)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "suite.txt").open("w") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "suite.txt").open("w") as file:
         in_file = Console(file=file, width=report.WIDTH, highlight=False)
         in_file.print(heading)
         show(in_file, results)
     content = {"machine": where, "quick": args.quick, "results": results, "roofline": roofline(results)}
-    timing.write_json(args.out / "suite.json", content)
+    timing.write_json(folder / "suite.json", content)
     if "scaling" in results:
-        scaling.save(scaling.plot(results["scaling"]["scaling"]), args.out / "scaling.png")
+        scaling.save(scaling.plot(results["scaling"]["scaling"]), folder / "scaling.png")
     return failed
 
 
