@@ -6,7 +6,7 @@ With J quadrature nodes, n cells and C configurations that share a table E of ex
 powers of L, and `H = g E`: 4 m J n C operations in two products (see `plural_jax.density.quadrature`). Peers do the two products
 and nothing else, and NumPy also whole rounds. The ceiling is the fastest product of two square matrices that XLA or NumPy
 reach on this machine, in the same turns. Monte Carlo draws the other K - 1 candidates instead; it is compared by its error.
-Two bumps on a 1-D grid, m = 2, K = 10, J = 64, float32.
+Two bumps on a 1-D grid, m = 2, K = 10, J = 16, float32.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import plural_jax as pj
 from benchmarks import report, timing
 from benchmarks.ceilings import matrix_products
 from benchmarks.timing import Comparison, Timing
+from plural_jax.density.exponential_sums import shortest_sum
 
 POOL_SIZE = 10.0
-NUM_NODES = 64
+#: Rewards between 0 and 5; the library takes as many nodes, see `plural_jax.density.quadrature`.
+HEIGHT, NUM_NODES = 5.0, 16
 LIBRARY, ONE_DEVICE = "library, a share on each device", "library, one device"
 BY_HAND = "NumPy, whole rounds"
 REFERENCE = "XLA, the two products"
@@ -62,15 +64,15 @@ class Workload(NamedTuple):
     def landscape(self) -> pj.Landscape:
         """Two bumps on a line."""
         return pj.Landscape.on(
-            pj.Grid.uniform(-5.0, 5.0, self.num_cells), pj.rewards.bump(np.array([[-2.0], [2.0]], np.float32), 5.0, 1.0)
+            pj.Grid.uniform(-5.0, 5.0, self.num_cells), pj.rewards.bump(np.array([[-2.0], [2.0]], np.float32), HEIGHT, 1.0)
         )
 
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The trapezoid rule with step 1/2 in log s from 9.5 e-folds left of 1 / K: s and its weights K s / 2, [J]."""
-        s = np.exp(0.5 * np.arange(NUM_NODES) - 9.5 - np.log(POOL_SIZE))
-        weights = 0.5 * POOL_SIZE * s
-        weights[0] /= 1 - np.exp(-0.5)  # the nodes left of the first
-        return s, weights
+        """The library's: s and the weights of `K int ds`, [J]."""
+        found = shortest_sum(HEIGHT + 1)
+        assert found is not None and len(found[0]) == NUM_NODES
+        t, weights = (np.exp(x - 1) for x in found)
+        return t / POOL_SIZE, weights
 
     def table(self) -> np.ndarray:
         """exp(-s A), [m, J, n]."""

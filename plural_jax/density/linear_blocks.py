@@ -165,6 +165,8 @@ class _Loop(NamedTuple):
         choice: index of the length that the next summary begins with, [].
         infos: what was saved so far, [num_steps / every, G, rows, C], as an `Observer` returns it.
         others: bound on what all parts but the first add to a normalizer, []; see `linear_blocks_deferred`.
+        measured: what the rule read off the masses last, unless blocks begin with a stride.
+        known: whether that is still so, [].
     """
 
     masses: Parts
@@ -174,6 +176,8 @@ class _Loop(NamedTuple):
     choice: Array
     infos: Array
     others: Array
+    measured: Measured | None
+    known: Array
 
 
 class _Block(NamedTuple):
@@ -240,6 +244,7 @@ def _run(
     observe = Observer(form, problem, multiplier, tilt, phi, live, cuts, chosen, rule.w_first)
     strides = rule.strides() if every > 1 and jax.default_backend() == "cpu" else None
     deferred = Deferred(setting, strides) if strides and in_order and every >= _FEWEST_ROUNDS_BETWEEN else None
+    kept = strides is None
     normalized = jax.vmap(jax.vmap(normalize, 1, 1))
 
     def may_go_on(b: _Block, limit: Array) -> Array:
@@ -280,7 +285,8 @@ def _run(
             c = c._replace(masses=masses, bounds=bounds, t=c.t + 1, pending=jnp.ones((), bool))
             return summed_up(c, b), b
 
-        return jax.lax.while_loop(lambda x: may_go_on(x[1], limit) & ~x[0].pending, body, (c, b))[0]
+        c, b = jax.lax.while_loop(lambda x: may_go_on(x[1], limit) & ~x[0].pending, body, (c, b))
+        return c._replace(measured=b.measured if kept else None)
 
     def rounds_between(c: _Loop, b: _Block, limit: Array, stride: Stride | None) -> _Loop:
         """Rounds without a summary until the last."""
@@ -307,7 +313,8 @@ def _run(
                 others = jnp.where(first > 0, others, jnp.inf)
         t = c.t + done
         pending = c.pending | (done > 0) & (t % every == 0)
-        return c._replace(masses=masses, choice=choice, t=t, pending=pending, others=others)
+        measured = b.measured if kept else None
+        return c._replace(masses=masses, choice=choice, t=t, pending=pending, others=others, measured=measured)
 
     def careful_turn(c: _Loop, stuck: Array) -> _Loop:
         """Sum up what is pending, and take a round in log space if no other is possible; both need log W."""
@@ -319,7 +326,8 @@ def _run(
         masses = jax.tree.map(lambda new, old: jnp.where(stuck, new, old), new, c.masses)
         t = c.t + stuck.astype(jnp.int32)
         others = jnp.where(stuck, jnp.inf, c.others)
-        return c._replace(masses=masses, t=t, pending=stuck & (t % every == 0), others=others)
+        pending = stuck & (t % every == 0)
+        return c._replace(masses=masses, t=t, pending=pending, others=others, known=c.known & ~stuck)
 
     def block(c: _Loop) -> _Loop:
         masses = tuple(map(form.fold, c.masses))
@@ -330,7 +338,11 @@ def _run(
         elif strides is not None:
             measured, stride = strides.begin(masses)
         else:
-            measured = rule.measure(masses)
+            # The last round of the block before has read these masses, and folding changes no sum that is trusted.
+            measured, _ = jax.lax.while_loop(
+                lambda x: ~x[1], lambda x: (rule.measure(masses), jnp.ones((), bool)), (c.measured, c.known)
+            )
+            c = c._replace(measured=measured, known=jnp.ones((), bool))
         c, b = c._replace(masses=masses, bounds=bounds, others=others), _Block(measured, one, none)
         limit = jnp.minimum(longest, num_steps - c.t)
         if every > 1:
@@ -351,7 +363,9 @@ def _run(
     )
     bounds = jnp.zeros((phi.shape[0], prefix.SLICES if in_order else 0, phi.shape[2]), form.dtype)
     infos = jnp.zeros((num_steps // every, phi.shape[0], num_rows(phi.shape[1]), phi.shape[2]), form.dtype)
-    start = _Loop(masses, none, jnp.zeros((), bool), bounds, none, infos, jnp.full((), jnp.inf, form.dtype))
+    no = jnp.zeros((), bool)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rule.measure, masses)) if kept else None
+    start = _Loop(masses, none, no, bounds, none, infos, jnp.full((), jnp.inf, form.dtype), nothing, no)
     c = jax.lax.while_loop(lambda c: (c.t < num_steps) | c.pending, block, start)
     log_p = normalized(form.to_log(c.masses))
     if in_order:

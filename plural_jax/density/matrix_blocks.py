@@ -3,7 +3,7 @@
 With the nodes s_j of `quadrature`, and the cells' `A_i(x) = exp((r_i(x) - r_i*) / tau)`, a round is two products,
 
     L_ij = sum_x p(x) exp(-s_j A_i(x)),    W(x) = sum_ij u_ij A_i(x) exp(-s_j A_i(x)),
-    u_ij = phi_i h K s_j L_ij^(K-1),
+    u_ij = phi_i w_j L_ij^(K-1),
 
 and everything between them happens at the m J nodes, not at the n cells. In log space W is a logarithm of a sum of
 exponentials for every cell and preference, which costs more than both products; in linear space it is the second product.
@@ -38,7 +38,7 @@ from plural_jax.density import many_rounds
 from plural_jax.density.core import DensityInfo, DensityState, Problem, dot
 from plural_jax.density.linear_blocks import Measured, Setting, run
 from plural_jax.density.linear_blocks_masses import Parts, add
-from plural_jax.density.quadrature import CHUNK, Nodes, log_node_weights, node_positions
+from plural_jax.density.quadrature import Nodes, log_node_weights
 
 
 class Tables:
@@ -57,26 +57,25 @@ class Tables:
         size = nodes.pool_size
         self._large = jnp.isinf(size)
         self._size = jnp.where(self._large, 2.0, size)
-        groups, m, chunks, _, n = nodes.table.shape
-        index = jnp.arange(chunks * CHUNK, dtype=jnp.int32)
-        self._first = index == 0
-        self._y = jax.vmap(node_positions, (0, None))(self._size, index)
+        groups, m, _, _, n = nodes.table.shape
+        self._first = jnp.arange(nodes.log_t.shape[1], dtype=jnp.int32) == 0
+        self._log_s, self._log_w = jax.vmap(lambda nodes: nodes.log_s)(nodes), nodes.log_w
         # Where no configuration has mass an atom may have any reward; it must not spoil the products.
         alive = setting.live.any(axis=2)[:, None]
         a = jnp.where(alive, jnp.exp(nodes.log_a), 0.0)[:, :, None]
-        s_a = jnp.exp(jnp.minimum(self._y[:, None, :, None] + nodes.log_a[:, :, None], 60.0))
         table = nodes.table.reshape(groups, m, -1, n)
+        values = jnp.where(self._log_s[:, None, :, None] <= 0, 1 - table, table)
         only_first = jnp.where(self._first[:, None], a, 0.0)
         large = self._large[:, None, None, None]
         sums = jnp.where(large, only_first, table).reshape(groups, -1, n)
         sums = jnp.concatenate([sums, jnp.ones_like(sums[:, :1])], axis=1)
-        factors = jnp.where(large, only_first, jnp.exp(-s_a) * a).reshape(groups, -1, n)
+        factors = jnp.where(large, only_first, values * a).reshape(groups, -1, n)
         factors = jnp.swapaxes(factors, 1, 2)
         cells = list(pairwise(setting.cuts))
         self._sums, self._factors = [sums[:, :, a:b] for a, b in cells], [factors[:, a:b] for a, b in cells]
         self._tilts = [setting.tilt[:, :, a:b] for a, b in cells]
         # exp(-s) for every preference: the factor of a cell with A = 1.
-        best = jnp.where(large[..., 0, 0], self._first.astype(a.dtype), jnp.exp(-jnp.exp(jnp.minimum(self._y, 60.0))))
+        best = jnp.where(large[..., 0, 0], self._first.astype(a.dtype), jnp.exp(-jnp.exp(jnp.minimum(self._log_s, 60.0))))
         self._best = jnp.tile(best, (1, m))[:, None]
         square = jnp.where(self._large, 1.0, self._size * self._size)
         lowest = jnp.min(jnp.where(alive, a[:, :, 0], 1.0), axis=(1, 2))
@@ -104,12 +103,10 @@ class Tables:
         total = product[:, -1:]
         product = (product[:, :-1] / total).reshape(groups, m, -1, product.shape[2])
 
-        def one(product: Array, y: Array, size: Array) -> Array:
-            """[J] of one preference of one configuration."""
-            return log_node_weights(product, y, self._first, size)
-
-        of_columns = jax.vmap(one, (1, None, None), 1)
-        log_g = jax.vmap(jax.vmap(of_columns, (0, None, None)), (0, 0, 0))(product, self._y, self._size)
+        # Of each configuration, preference and landscape.
+        of_columns = jax.vmap(log_node_weights, (1, None, None, None), 1)
+        of_groups = jax.vmap(jax.vmap(of_columns, (0, None, None, None)))
+        log_g = of_groups(product, self._log_s, self._log_w, self._size)
         large = self._large[:, None, None, None]
         tilted = jnp.where(self._first[:, None], 1 / product, 0.0)
         phi = s.phi[:, :, None]

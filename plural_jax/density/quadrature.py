@@ -4,10 +4,15 @@ With `A = exp(r(x)/tau)` and the Laplace transform `L(s) = E_p[exp(-s A)]` the B
 
     H_K(x) = E[K A / (A + A_2 + ... + A_K)] = K int_0^inf A exp(-s A) L(s)^(K-1) ds,
 
-because `1/S = int exp(-s S) ds` and the other candidates are independent. With `s = e^y` the integrand is analytic in the strip
-`|Im y| < pi/2`, so the trapezoid rule with step h converges like `exp(-pi^2 / h)`: h = 0.5 gives about 1e-8, h = 0.28 about
-1e-15. The nodes depend on the rewards alone. With the table `E[j, x] = exp(-s_j A(x))` one round is two matrix products for each
-reward, `L = E p` and `H = A * (E^T g)`, `g_j = h K s_j L_j^(K-1)`.
+because `1/S = int exp(-s S) ds` and the other candidates are independent. With nodes `s_j = t_j / K` and weights `w_j / K` and the
+table `E[j, x] = exp(-s_j A(x))` one round is two matrix products for each reward, `L = E p` and `H = A * (E^T g)`,
+`g_j = w_j L_j^(K-1)`. The nodes depend on nothing but the range of the rewards. Two rules:
+
+- In float32, where the range is known and below about 28 temperatures: the shortest sum of exponentials that is 1/S on the interval
+  that S / K can be in (`exponential_sums`), 16 nodes for a range of 5. A pool size that is not whole has no such interval, since
+  a power of L is then not the transform of a sum; the interval is made longer by `_MARGIN`, which leaves an error below 1e-6.
+- Else the trapezoid rule in `y = log s`. The integrand is analytic in the strip `|Im y| < pi/2`, so with a step h the error falls
+  like `exp(-pi^2 / h)`: h = 0.5 gives about 1e-8, h = 0.28 about 1e-15.
 
 What keeps the digits:
 
@@ -15,12 +20,11 @@ What keeps the digits:
   nodes but never overflows. Nodes are summed in chunks, each with its own shift.
 - For large K the important nodes have L near 1, and `L^(K-1)` would amplify the rounding of L. Where `s <= 1` the table holds
   `1 - exp(-s A)` instead and `log L = log1p(-(1 - L))`.
-- To the left of the first node the integrand is proportional to s, so the geometric series of the missing nodes is added to the
-  first one's weight; this saves half of the left tail.
+- To the left of the trapezoid rule's first node the integrand is proportional to s, so the geometric series of the missing nodes
+  is added to the first one's weight; this saves half of the left tail.
 
-How many nodes are needed depends on the range of the rewards. It is read on the host when the process is built. Where rewards
-are traced, and where the table would be too large, the nodes beyond the table are evaluated on the fly by a loop whose length is
-data: usually zero rounds, never a wrong number.
+The range is read on the host when the process is built. Where rewards are traced, and where the table would be too large, the
+nodes beyond the table are evaluated on the fly by a loop whose length is data: usually zero rounds, never a wrong number.
 """
 
 from __future__ import annotations
@@ -36,33 +40,45 @@ from jax import Array
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import Problem, dot, mix_log
+from plural_jax.density.exponential_sums import shortest_sum
 from plural_jax.density.tilt import large_pool_log_multiplier
 from plural_jax.landscape import Landscape
 
-#: Nodes that share one shift. At the widest step they span 32 e-folds, well inside float32's range.
-CHUNK = 64
+#: Nodes that share one shift, at most. At the widest step they span 32 e-folds, well inside float32's range.
+_CHUNK = 64
 #: Largest table of node values, in entries for each preference; nodes beyond it are recomputed in every round.
 _MAX_TABLE = 2**24
-#: Range of log K - log A that the table covers where the rewards are traced and cannot be read.
+#: Range of -log A that the table covers where the rewards are traced and cannot be read.
 _TRACED_LENGTH = 60.0
+#: By how much, in e-folds, the interval of a short sum is longer than what S / K can be for whole K.
+_MARGIN = 1.0
 #: Stands for log 0 where an infinity would make derivatives NaN.
 _LOG_ZERO = -1e30
 
 
 class Nodes(NamedTuple):
-    """Quadrature nodes of a process: c chunks of 64, in the table, and what lies beyond it.
+    """Quadrature nodes of a process: c chunks of j, in the table, and what lies beyond it.
 
     Attributes:
         pool_size: K, [].
         log_a: log A = (r - r*) / tau, at most 0, [m, n].
-        table: exp(-s A), or 1 - exp(-s A) where s <= 1, [m, c, 64, n].
+        log_t: logarithms of K s, for the nodes in the table, [c j].
+        log_w: logarithms of their weights in `K int ds = int dt`, [c j].
+        table: exp(-s A), or 1 - exp(-s A) where s <= 1, [m, c, j, n].
         num_far: number of chunks beyond the table, int [], or None where the table is known to be complete.
     """
 
     pool_size: Array
     log_a: Array
+    log_t: Array
+    log_w: Array
     table: Array
     num_far: Array | None
+
+    @property
+    def log_s(self) -> Array:
+        """Logarithms of the nodes, [c j]; for an infinite pool those of two candidates, which nothing uses."""
+        return self.log_t - jnp.log(jnp.where(jnp.isinf(self.pool_size), 2.0, self.pool_size))
 
 
 def quadrature_nodes(landscape: Landscape, problem: Problem, temperature: ArrayLike, pool_size: ArrayLike) -> Nodes:
@@ -72,16 +88,25 @@ def quadrature_nodes(landscape: Landscape, problem: Problem, temperature: ArrayL
     inside = landscape.log_measure > -jnp.inf
     # Atoms outside the domain never have mass; they must not widen the range.
     log_a = jnp.where(inside, problem.log_tilt, jnp.zeros((), problem.rewards.dtype))
-    length = _known_length(landscape, temperature, _validate.concrete(pool_size))
-    wanted = _num_chunks(_TRACED_LENGTH if length is None else length, log_a.dtype)
-    num_chunks = max(1, min(wanted, _MAX_TABLE // (CHUNK * log_a.shape[1])))
-    complete = length is not None and num_chunks == wanted
-    return Nodes(
-        pool_size=k,
-        log_a=log_a,
-        table=_table(log_a, k, num_chunks),
-        num_far=None if complete else jnp.maximum(_chunks_needed(log_a, k) - num_chunks, 0),
-    )
+    length = _known_length(landscape, temperature)
+    short = None
+    if length is not None and log_a.dtype == jnp.float32:
+        short = shortest_sum(length + _MARGIN)
+    num_far = None
+    if short is not None and short[0].size * log_a.shape[1] <= _MAX_TABLE:
+        log_t, log_w = (x - _MARGIN for x in short)
+        chunks = 1
+    else:
+        chunks, size = _chunks(_TRACED_LENGTH if length is None else length, log_a.dtype)
+        fitting = max(1, min(chunks, _MAX_TABLE // (size * log_a.shape[1])))
+        if length is None or fitting < chunks:
+            num_far = jnp.maximum(_chunks_needed(log_a, size) - fitting, 0)
+        chunks = fitting
+        log_t = _positions(np.arange(chunks * size), log_a.dtype)
+        log_w = _trapezoid_weights(log_t, log_a.dtype)
+        log_w[0] += _rule(log_a.dtype)[1]
+    log_t, log_w = (jnp.asarray(x, log_a.dtype) for x in (log_t, log_w))
+    return Nodes(k, log_a, log_t, log_w, _table(log_a, k, log_t, chunks), num_far)
 
 
 def finite_pool_log_multiplier(nodes: Nodes, problem: Problem, log_p: Array) -> Array:
@@ -96,16 +121,14 @@ def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
     p = jnp.exp(log_p)
     # An infinite pool takes the other branch of the caller; here it only has to stay finite.
     k = jnp.where(jnp.isinf(nodes.pool_size), 2.0, nodes.pool_size)
-    m, num_chunks, _, n = nodes.table.shape
-    y = node_positions(k, jnp.arange(num_chunks * CHUNK, dtype=jnp.int32))
-    first = jnp.arange(num_chunks * CHUNK, dtype=jnp.int32) == 0
+    m, chunks, size, n = nodes.table.shape
+    log_s = nodes.log_s
 
     def one_preference(table: Array, log_a: Array) -> Array:
-        log_g = log_node_weights(dot(table.reshape(-1, n), p), y, first, k)
-        chunked = (table, log_g.reshape(num_chunks, CHUNK), y.reshape(num_chunks, CHUNK))
-        log_sums = jax.vmap(_chunk_log_sum)(*chunked)
+        log_g = log_node_weights(dot(table.reshape(-1, n), p), log_s, nodes.log_w, k)
+        log_sums = jax.vmap(_chunk_log_sum)(table, log_g.reshape(chunks, size), log_s.reshape(chunks, size))
         if nodes.num_far is not None:
-            far = _far_log_sum(log_a, p, k, num_chunks, nodes.num_far)
+            far = _far_log_sum(log_a, p, k, chunks, size, nodes.num_far)
             log_sums = jnp.concatenate([log_sums, far[None]])
         return log_a + jax.nn.logsumexp(log_sums, axis=0)
 
@@ -113,40 +136,45 @@ def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
 
 
 def _rule(dtype: Any) -> tuple[float, float, float, float]:
-    """Step h, correction of the first weight, e-folds left of log s = -log K, e-folds right of log s = -log A."""
+    """Of the trapezoid: step h, what log w of the first node gains, e-folds left of log t = 0 and right of t = 1 / A."""
     h, tail, top = (0.5, 9.5, 3.1) if jnp.finfo(dtype).bits == 32 else (0.28, 18.5, 3.9)
     return h, float(np.log(1.0 / -np.expm1(-h))), tail, top
 
 
-def _known_length(landscape: Landscape, temperature: ArrayLike, size: np.ndarray | None) -> float | None:
-    """Largest log K - log A if all it depends on can be read now, else None.
+def _known_length(landscape: Landscape, temperature: ArrayLike) -> float | None:
+    """Largest -log A if all it depends on can be read now, else None.
 
     In NumPy: under `jit` every JAX operation gives a tracer, even on rewards that are known.
     """
-    if size is None or _validate.is_traced((landscape.rewards, landscape.log_measure, temperature)):
+    if _validate.is_traced((landscape.rewards, landscape.log_measure, temperature)):
         return None
     rewards, inside = np.asarray(landscape.rewards, np.float64), ~np.isneginf(np.asarray(landscape.log_measure))
-    span = np.ptp(rewards[:, inside], axis=1).max() / float(np.asarray(temperature))
-    return float(span + np.log(size))
+    return float(np.ptp(rewards[:, inside], axis=1).max() / float(np.asarray(temperature)))
 
 
-def _num_chunks(length: float, dtype: Any) -> int:
-    """Chunks from the left tail of the best atom to where the worst atom's integrand has died out."""
+def _chunks(length: float, dtype: Any) -> tuple[int, int]:
+    """Number and size of the chunks from the left tail of the best atom to where the worst atom's integrand has died out."""
     h, _, tail, top = _rule(dtype)
-    return int(np.ceil((length + tail + top) / (h * CHUNK)))
+    nodes = int(np.ceil((length + tail + top) / h))
+    chunks = -(-nodes // _CHUNK)
+    return chunks, -(-nodes // chunks)
 
 
-def _chunks_needed(log_a: Array, k: Array) -> Array:
-    """The same for numbers that are known only when the program runs, int []."""
+def _chunks_needed(log_a: Array, size: int) -> Array:
+    """Their number where the length is known only when the program runs, int []."""
     h, _, tail, top = _rule(log_a.dtype)
-    length = jnp.log(jnp.where(jnp.isinf(k), 2.0, k)) - jnp.min(log_a)
-    return jax.lax.stop_gradient(jnp.ceil((length + tail + top) / (h * CHUNK))).astype(jnp.int32)
+    return jax.lax.stop_gradient(jnp.ceil((tail + top - jnp.min(log_a)) / (h * size))).astype(jnp.int32)
 
 
-def node_positions(k: Array, index: Array) -> Array:
-    """Log s of the nodes with these numbers; the first lies where s K A is negligible for the best atom."""
-    h, _, tail, _ = _rule(k.dtype)
-    return index.astype(k.dtype) * h - (tail + jnp.log(k))
+def _positions(index: Any, dtype: Any) -> Any:
+    """Log t of the nodes with these numbers; the first lies where t A is negligible for the best atom."""
+    h, _, tail, _ = _rule(dtype)
+    return index * h - tail
+
+
+def _trapezoid_weights(log_t: Any, dtype: Any) -> Any:
+    """Log w: in y = log t each node stands for h t."""
+    return log_t + float(np.log(_rule(dtype)[0]))
 
 
 def _node_values(log_a: Array, y: Array) -> Array:
@@ -156,30 +184,27 @@ def _node_values(log_a: Array, y: Array) -> Array:
     return jnp.where(y[:, None] <= 0, -jnp.expm1(-s_a), jnp.exp(-s_a))
 
 
-@partial(jax.jit, static_argnums=2)
-def _table(log_a: Array, k: Array, num_chunks: int) -> Array:
-    k = jnp.where(jnp.isinf(k), 2.0, k)
-    y = node_positions(k, jnp.arange(num_chunks * CHUNK, dtype=jnp.int32))
-    values = jax.vmap(lambda a: _node_values(a, y))(log_a)
-    return values.reshape(log_a.shape[0], num_chunks, CHUNK, -1)
+@partial(jax.jit, static_argnums=3)
+def _table(log_a: Array, k: Array, log_t: Array, chunks: int) -> Array:
+    log_s = log_t - jnp.log(jnp.where(jnp.isinf(k), 2.0, k))
+    values = jax.vmap(lambda a: _node_values(a, log_s))(log_a)
+    return values.reshape(log_a.shape[0], chunks, -1, log_a.shape[1])
 
 
-def log_node_weights(product: Array, y: Array, first: Array, k: Array) -> Array:
-    """Log g_j = log(h K s_j) + (K - 1) log L(s_j), from the table's product with p; [j]."""
-    h, first_weight, _, _ = _rule(k.dtype)
-    small = y <= 0
+def log_node_weights(product: Array, log_s: Array, log_w: Array, k: Array) -> Array:
+    """Log g_j = log w_j + (K - 1) log L(s_j), from the table's product with p; [j]."""
+    small = log_s <= 0
     one = jnp.ones((), k.dtype)
     positive = product > 0
     # 1 - L can round to 1 or above only where s is large; the other form is used there.
     complement = jnp.where(small, jnp.minimum(product, 0.9), one * 0.5)
     direct = jnp.where(small | ~positive, one, product)
     log_l = jnp.where(small, jnp.log1p(-complement), jnp.where(positive, jnp.log(direct), _LOG_ZERO))
-    weight = jnp.where(first, first_weight, 0.0).astype(k.dtype)
-    return weight + float(np.log(h)) + jnp.log(k) + y + (k - 1) * log_l
+    return log_w + (k - 1) * log_l
 
 
 def _chunk_log_sum(values: Array, log_g: Array, y: Array) -> Array:
-    """Log sum_j g_j exp(-s_j A(x)) over the nodes of one chunk; values [64, n], log_g and y [64] -> [n]."""
+    """Log sum_j g_j exp(-s_j A(x)) over the nodes of one chunk; values [j, n], log_g and y [j] -> [n]."""
     shift = jax.lax.stop_gradient(jnp.maximum(jnp.max(log_g), _LOG_ZERO))
     g = jnp.exp(log_g - shift)
     small = y <= 0
@@ -189,37 +214,41 @@ def _chunk_log_sum(values: Array, log_g: Array, y: Array) -> Array:
     return jnp.where(positive, shift + jnp.log(jnp.where(positive, total, 1.0)), _LOG_ZERO)
 
 
-def _far_chunk(log_a: Array, p: Array, k: Array, chunk: Array) -> Array:
-    """The log-sum of one chunk that is not in the table; [n]."""
-    y = node_positions(k, chunk * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32))
-    values = _node_values(log_a, y)
-    log_g = log_node_weights(dot(values, p), y, jnp.zeros(CHUNK, bool), k)
-    return _chunk_log_sum(values, log_g, y)
+def _far_chunk(log_a: Array, p: Array, k: Array, chunk: Array, size: int) -> Array:
+    """The log-sum of one chunk of the trapezoid rule that is not in the table; [n]."""
+    index = chunk * size + jnp.arange(size, dtype=jnp.int32)
+    log_t = _positions(index.astype(k.dtype), k.dtype)
+    log_s = log_t - jnp.log(k)
+    values = _node_values(log_a, log_s)
+    log_g = log_node_weights(dot(values, p), log_s, _trapezoid_weights(log_t, k.dtype), k)
+    return _chunk_log_sum(values, log_g, log_s)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _far_log_sum(log_a: Array, p: Array, k: Array, first_chunk: int, count: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _far_log_sum(log_a: Array, p: Array, k: Array, first_chunk: int, size: int, count: Array) -> Array:
     """Log of the sum over `count` chunks beyond the table, [n].
 
     The number of rounds is data, which JAX cannot differentiate in reverse; the loop below goes backwards by itself.
     """
 
     def body(i: Array, total: Array) -> Array:
-        return jnp.logaddexp(total, _far_chunk(log_a, p, k, first_chunk + i))
+        return jnp.logaddexp(total, _far_chunk(log_a, p, k, first_chunk + i, size))
 
     return jax.lax.fori_loop(jnp.int32(0), count, body, jnp.full_like(log_a, _LOG_ZERO))
 
 
-def _far_forward(log_a: Array, p: Array, k: Array, first_chunk: int, count: Array) -> tuple[Array, Any]:
-    total = _far_log_sum(log_a, p, k, first_chunk, count)
+def _far_forward(
+    log_a: Array, p: Array, k: Array, first_chunk: int, size: int, count: Array
+) -> tuple[Array, Any]:
+    total = _far_log_sum(log_a, p, k, first_chunk, size, count)
     return total, (log_a, p, k, count, total)
 
 
-def _far_backward(first_chunk: int, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
+def _far_backward(first_chunk: int, size: int, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
     log_a, p, k, count, total = residuals
 
     def body(i: Array, grads: Any) -> Any:
-        part, pullback = jax.vjp(lambda a, q, s: _far_chunk(a, q, s, first_chunk + i), log_a, p, k)
+        part, pullback = jax.vjp(lambda a, q, s: _far_chunk(a, q, s, first_chunk + i, size), log_a, p, k)
         return jax.tree.map(jnp.add, grads, pullback(cotangent * jnp.exp(part - total)))
 
     zeros = jax.tree.map(jnp.zeros_like, (log_a, p, k))
