@@ -64,7 +64,8 @@ class Workload(NamedTuple):
     def landscape(self) -> pj.Landscape:
         """Two bumps on a line."""
         return pj.Landscape.on(
-            pj.Grid.uniform(-5.0, 5.0, self.num_cells), pj.rewards.bump(np.array([[-2.0], [2.0]], np.float32), HEIGHT, 1.0)
+            pj.Grid.uniform(-5.0, 5.0, self.num_cells),
+            pj.rewards.bump(np.array([[-2.0], [2.0]], np.float32), HEIGHT, 1.0),
         )
 
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:

@@ -87,3 +87,60 @@ def test_rounds_of_every_temperature(rng):
             process = pj.density.finite_pool(land, [0.4, 0.6], pool_size=5.0, temperature=temperature)
             finals.append(np.asarray(pj.run(process, process.init(), 5, save="final")[0].log_p, np.float64))
         np.testing.assert_allclose(np.exp(finals[0]), np.exp(finals[1]), rtol=5e-4, atol=1e-6)
+
+
+def traced(k, reward_range):
+    """H of traced rewards, compiled."""
+
+    def h(rewards, log_p):
+        process = pj.density.finite_pool(
+            pj.Landscape(rewards=rewards), [0.5, 0.5], pool_size=k, temperature=0.5, reward_range=reward_range
+        )
+        return log_bradley_terry(process.step.args[1].args[0], log_p)
+
+    return jax.jit(h)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_range_that_is_promised(rng, dtype):
+    """The same numbers with fewer nodes if it holds, and the same numbers if it does not."""
+    tolerance = {np.float32: 6e-6, np.float64: 1e-11}[dtype]
+    log_p = np.log(rng.dirichlet(np.ones(9))).astype(dtype)
+    promised, nothing = traced(6.0, 3.0), traced(6.0, None)
+    for span in (0.0, 1.0, 2.9999, 3.0, 3.1, 40.0, 300.0):
+        rewards = rng.uniform(0, span, (2, 9)).astype(dtype)
+        rewards[:, :2] = [0, span]
+        np.testing.assert_allclose(
+            promised(rewards, log_p), nothing(rewards, log_p), rtol=tolerance, atol=tolerance, err_msg=str(span)
+        )
+
+
+@pytest.mark.parametrize("span", [4.0, 9.0])  # within the range that is promised, and beyond it
+def test_gradients_and_rounds_with_a_promise(rng, span):
+    """Of whole rounds, as blocks and as steps, with and without a promise of 5."""
+    shape = rng.uniform(0, 1, (2, 40))
+    shape[:, :2] = [0, 1]
+
+    def mass(scale, reward_range):
+        land = pj.Landscape(rewards=scale * jnp.asarray(shape, jnp.float32))
+        process = pj.density.finite_pool(land, [0.3, 0.7], pool_size=4.0, reward_range=reward_range)
+        return pj.run(process, process.init(), 6, save="final")[1].reward_mean[0]
+
+    def both(reward_range):
+        value = lambda scale: mass(scale, reward_range).sum()  # noqa: E731
+        return jax.jit(jax.vmap(jax.value_and_grad(value)))(jnp.asarray([span, 0.9 * span], jnp.float32))
+
+    for promised, nothing in zip(both(5.0), both(None), strict=True):
+        np.testing.assert_allclose(promised, nothing, rtol=2e-4)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), [1.0, 2.0]])
+def test_a_range_that_makes_no_sense(bad):
+    with pytest.raises(ValueError, match="reward_range"):
+        pj.density.finite_pool(pj.Landscape(rewards=[[0.0, 1.0]]), [1.0], pool_size=3.0, reward_range=bad)
+
+
+def test_a_range_that_is_traced():
+    land = pj.Landscape(rewards=[[0.0, 1.0]])
+    with pytest.raises(ValueError, match="reward_range must be a number that is known while tracing"):
+        jax.jit(lambda x: pj.density.finite_pool(land, [1.0], pool_size=3.0, reward_range=x).init().log_p)(1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jax.tree_util import Partial
 
+from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import check_pool_size, density_process, problem
 from plural_jax.density.matrix_blocks import rounds
@@ -21,6 +22,7 @@ def finite_pool(
     pool_size: ArrayLike,
     temperature: ArrayLike = 1.0,
     eps: ArrayLike = 0.1,
+    reward_range: float | None = None,
 ) -> Process:
     """Exact retraining dynamics with a pool of K candidates.
 
@@ -33,14 +35,17 @@ def finite_pool(
         pool_size: K, any real number from 2 on (the integral is defined for all); infinity gives `large_pool`. May be traced.
         temperature: tau of the choice rule, positive, in units of reward.
         eps: width of the near-optimal basins, in units of reward. It changes only what is reported.
+        reward_range: what `max_x r_i(x) - min_x r_i(x)` is at most, in units of reward. Only for rewards that are traced, as in a
+            sweep over distances, where it saves time: 16 nodes of the quadrature for a range of 5, and 147 where nothing is
+            known. Rewards that range further take longer; no number is wrong.
 
     Returns:
         A process with `DensityState` and `DensityInfo` in the landscape's floating type. Relative error of H: about 1e-14
         in float64; in float32 about 1e-6, growing to K * 1e-7 for pools of thousands. Forward-mode derivatives need
-        a landscape and a pool size that are not traced; reverse mode has no such limit.
+        a landscape and a temperature that are not traced; reverse mode has no such limit.
 
     Raises:
-        ValueError: a pool smaller than 2, or what `large_pool` refuses.
+        ValueError: a pool smaller than 2, a range that is not a finite number of at least 0, or what `large_pool` refuses.
 
     Example:
         >>> import plural_jax as pj
@@ -54,8 +59,20 @@ def finite_pool(
     Source: Lemma 1 and Def. 1 of the paper; the integral form is the Laplace transform of a ratio of sums.
     """
     size = check_pool_size(pool_size)
+    if reward_range is not None:
+        _check_range(reward_range)
     if size is not None and np.isinf(size):
         return large_pool(landscape, phi, temperature=temperature, eps=eps)
     shared = problem(landscape, phi, temperature, eps)
-    nodes = quadrature_nodes(landscape, shared, temperature, pool_size)
+    nodes = quadrature_nodes(landscape, shared, temperature, pool_size, reward_range)
     return density_process(shared, Partial(finite_pool_log_multiplier, nodes), rounds)
+
+
+def _check_range(value: float) -> None:
+    if _validate.is_traced(value):
+        raise ValueError(
+            "reward_range must be a number that is known while tracing, since the number of nodes depends on it; got a tracer."
+        )
+    _validate.finite(value, "reward_range")
+    if np.ndim(value) != 0 or not np.asarray(value) >= 0:
+        raise ValueError(f"reward_range must be a single number of at least 0, got {_validate.shown(value)}.")

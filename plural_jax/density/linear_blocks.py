@@ -332,6 +332,7 @@ def _run(
     def block(c: _Loop) -> _Loop:
         masses = tuple(map(form.fold, c.masses))
         bounds = c.bounds if chosen is None else chosen.masses([part.q for part in masses])
+        measured: Measured
         stride, others = None, c.others
         if deferred is not None:
             measured, stride, others = deferred.begin(masses, others)
@@ -339,6 +340,7 @@ def _run(
             measured, stride = strides.begin(masses)
         else:
             # The last round of the block before has read these masses, and folding changes no sum that is trusted.
+            assert c.measured is not None
             measured, _ = jax.lax.while_loop(
                 lambda x: ~x[1], lambda x: (rule.measure(masses), jnp.ones((), bool)), (c.measured, c.known)
             )
@@ -364,7 +366,9 @@ def _run(
     bounds = jnp.zeros((phi.shape[0], prefix.SLICES if in_order else 0, phi.shape[2]), form.dtype)
     infos = jnp.zeros((num_steps // every, phi.shape[0], num_rows(phi.shape[1]), phi.shape[2]), form.dtype)
     no = jnp.zeros((), bool)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rule.measure, masses)) if kept else None
+    nothing = (
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rule.measure, masses)) if kept else None
+    )
     start = _Loop(masses, none, no, bounds, none, infos, jnp.full((), jnp.inf, form.dtype), nothing, no)
     c = jax.lax.while_loop(lambda c: (c.t < num_steps) | c.pending, block, start)
     log_p = normalized(form.to_log(c.masses))

@@ -75,7 +75,9 @@ class Tables:
         self._sums, self._factors = [sums[:, :, a:b] for a, b in cells], [factors[:, a:b] for a, b in cells]
         self._tilts = [setting.tilt[:, :, a:b] for a, b in cells]
         # exp(-s) for every preference: the factor of a cell with A = 1.
-        best = jnp.where(large[..., 0, 0], self._first.astype(a.dtype), jnp.exp(-jnp.exp(jnp.minimum(self._log_s, 60.0))))
+        best = jnp.where(
+            large[..., 0, 0], self._first.astype(a.dtype), jnp.exp(-jnp.exp(jnp.minimum(self._log_s, 60.0)))
+        )
         self._best = jnp.tile(best, (1, m))[:, None]
         square = jnp.where(self._large, 1.0, self._size * self._size)
         lowest = jnp.min(jnp.where(alive, a[:, :, 0], 1.0), axis=(1, 2))

@@ -4,12 +4,12 @@ With `A = exp(r(x)/tau)` and the Laplace transform `L(s) = E_p[exp(-s A)]` the B
 
     H_K(x) = E[K A / (A + A_2 + ... + A_K)] = K int_0^inf A exp(-s A) L(s)^(K-1) ds,
 
-because `1/S = int exp(-s S) ds` and the other candidates are independent. With nodes `s_j = t_j / K` and weights `w_j / K` and the
+because `1/S = int exp(-s S) ds` and the other candidates are independent. With nodes `s_j = t_j / K`, weights `w_j / K` and the
 table `E[j, x] = exp(-s_j A(x))` one round is two matrix products for each reward, `L = E p` and `H = A * (E^T g)`,
 `g_j = w_j L_j^(K-1)`. The nodes depend on nothing but the range of the rewards. Two rules:
 
-- In float32, where the range is known and below about 28 temperatures: the shortest sum of exponentials that is 1/S on the interval
-  that S / K can be in (`exponential_sums`), 16 nodes for a range of 5. A pool size that is not whole has no such interval, since
+- In float32, where the range is known and below about 28 temperatures: the shortest sum of exponentials that is 1/S in all of
+  the interval of S / K (`exponential_sums`), 16 nodes for a range of 5. A pool size that is not whole has no such interval, since
   a power of L is then not the transform of a sum; the interval is made longer by `_MARGIN`, which leaves an error below 1e-6.
 - Else the trapezoid rule in `y = log s`. The integrand is analytic in the strip `|Im y| < pi/2`, so with a step h the error falls
   like `exp(-pi^2 / h)`: h = 0.5 gives about 1e-8, h = 0.28 about 1e-15.
@@ -23,8 +23,9 @@ What keeps the digits:
 - To the left of the trapezoid rule's first node the integrand is proportional to s, so the geometric series of the missing nodes
   is added to the first one's weight; this saves half of the left tail.
 
-The range is read on the host when the process is built. Where rewards are traced, and where the table would be too large, the
-nodes beyond the table are evaluated on the fly by a loop whose length is data: usually zero rounds, never a wrong number.
+The range is read on the host when the process is built, or the caller says what it is at most. Nodes that are not in the table,
+since rewards are traced and range further, or since the table would be too large, are evaluated on the fly by a loop whose length
+is data: usually zero rounds, never a wrong number.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Nodes(NamedTuple):
         log_t: logarithms of K s, for the nodes in the table, [c j].
         log_w: logarithms of their weights in `K int ds = int dt`, [c j].
         table: exp(-s A), or 1 - exp(-s A) where s <= 1, [m, c, j, n].
-        num_far: number of chunks beyond the table, int [], or None where the table is known to be complete.
+        far_start: index of the trapezoid rule's first chunk that is not in the table, int [].
+        num_far: number of these chunks, int [], or None where the table is known to be complete.
     """
 
     pool_size: Array
@@ -73,6 +75,7 @@ class Nodes(NamedTuple):
     log_t: Array
     log_w: Array
     table: Array
+    far_start: Array
     num_far: Array | None
 
     @property
@@ -81,32 +84,43 @@ class Nodes(NamedTuple):
         return self.log_t - jnp.log(jnp.where(jnp.isinf(self.pool_size), 2.0, self.pool_size))
 
 
-def quadrature_nodes(landscape: Landscape, problem: Problem, temperature: ArrayLike, pool_size: ArrayLike) -> Nodes:
-    """The nodes for a problem on a landscape and a pool size that may be traced."""
+def quadrature_nodes(
+    landscape: Landscape,
+    problem: Problem,
+    temperature: ArrayLike,
+    pool_size: ArrayLike,
+    reward_range: float | None = None,
+) -> Nodes:
+    """The nodes for a problem on a landscape and a pool size that may be traced; see `finite_pool`."""
     k = jnp.asarray(pool_size, problem.rewards.dtype)
     assert landscape.log_measure is not None
     inside = landscape.log_measure > -jnp.inf
     # Atoms outside the domain never have mass; they must not widen the range.
     log_a = jnp.where(inside, problem.log_tilt, jnp.zeros((), problem.rewards.dtype))
-    length = _known_length(landscape, temperature)
-    short = None
-    if length is not None and log_a.dtype == jnp.float32:
-        short = shortest_sum(length + _MARGIN)
-    num_far = None
-    if short is not None and short[0].size * log_a.shape[1] <= _MAX_TABLE:
-        log_t, log_w = (x - _MARGIN for x in short)
-        chunks = 1
+    known = _known_length(landscape, temperature)
+    length = known
+    if known is None and reward_range is not None and not _validate.is_traced(temperature):
+        length = reward_range / float(np.asarray(temperature))
+    short = shortest_sum(length + _MARGIN) if length is not None and log_a.dtype == jnp.float32 else None
+    if length is not None and short is not None and short[0].size * log_a.shape[1] <= _MAX_TABLE:
+        log_t, log_w = (jnp.asarray(x - _MARGIN, log_a.dtype) for x in short)
+        chunks, far_start, num_far = 1, 0, None
+        if known is None:
+            # Wider than the caller said, apart from rounding: the whole trapezoid rule in the place of this sum.
+            wider = jnp.min(log_a) < -1.0001 * length - 0.001
+            num_far = jnp.where(wider, _chunks_needed(log_a, log_t.size), 0)
+            log_w = jnp.where(wider, _LOG_ZERO, log_w)
     else:
-        chunks, size = _chunks(_TRACED_LENGTH if length is None else length, log_a.dtype)
-        fitting = max(1, min(chunks, _MAX_TABLE // (size * log_a.shape[1])))
-        if length is None or fitting < chunks:
-            num_far = jnp.maximum(_chunks_needed(log_a, size) - fitting, 0)
-        chunks = fitting
-        log_t = _positions(np.arange(chunks * size), log_a.dtype)
-        log_w = _trapezoid_weights(log_t, log_a.dtype)
-        log_w[0] += _rule(log_a.dtype)[1]
-    log_t, log_w = (jnp.asarray(x, log_a.dtype) for x in (log_t, log_w))
-    return Nodes(k, log_a, log_t, log_w, _table(log_a, k, log_t, chunks), num_far)
+        wanted, size = _chunks(_TRACED_LENGTH if length is None else length, log_a.dtype)
+        chunks = far_start = max(1, min(wanted, _MAX_TABLE // (size * log_a.shape[1])))
+        complete = known is not None and chunks == wanted
+        num_far = None if complete else jnp.maximum(_chunks_needed(log_a, size) - chunks, 0)
+        positions = _positions(np.arange(chunks * size), log_a.dtype)
+        weights = _trapezoid_weights(positions, log_a.dtype)
+        weights[0] += _rule(log_a.dtype)[1]
+        log_t, log_w = (jnp.asarray(x, log_a.dtype) for x in (positions, weights))
+    table = _table(log_a, k, log_t, chunks)
+    return Nodes(k, log_a, log_t, log_w, table, jnp.asarray(far_start, jnp.int32), num_far)
 
 
 def finite_pool_log_multiplier(nodes: Nodes, problem: Problem, log_p: Array) -> Array:
@@ -128,7 +142,7 @@ def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
         log_g = log_node_weights(dot(table.reshape(-1, n), p), log_s, nodes.log_w, k)
         log_sums = jax.vmap(_chunk_log_sum)(table, log_g.reshape(chunks, size), log_s.reshape(chunks, size))
         if nodes.num_far is not None:
-            far = _far_log_sum(log_a, p, k, chunks, size, nodes.num_far)
+            far = _far_log_sum(log_a, p, k, size, nodes.far_start, nodes.num_far)
             log_sums = jnp.concatenate([log_sums, far[None]])
         return log_a + jax.nn.logsumexp(log_sums, axis=0)
 
@@ -215,44 +229,44 @@ def _chunk_log_sum(values: Array, log_g: Array, y: Array) -> Array:
 
 
 def _far_chunk(log_a: Array, p: Array, k: Array, chunk: Array, size: int) -> Array:
-    """The log-sum of one chunk of the trapezoid rule that is not in the table; [n]."""
+    """The log-sum of one chunk of the trapezoid rule; [n]."""
     index = chunk * size + jnp.arange(size, dtype=jnp.int32)
     log_t = _positions(index.astype(k.dtype), k.dtype)
     log_s = log_t - jnp.log(k)
     values = _node_values(log_a, log_s)
-    log_g = log_node_weights(dot(values, p), log_s, _trapezoid_weights(log_t, k.dtype), k)
+    log_w = _trapezoid_weights(log_t, k.dtype) + jnp.where(index == 0, jnp.asarray(_rule(k.dtype)[1], k.dtype), 0.0)
+    log_g = log_node_weights(dot(values, p), log_s, log_w, k)
     return _chunk_log_sum(values, log_g, log_s)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _far_log_sum(log_a: Array, p: Array, k: Array, first_chunk: int, size: int, count: Array) -> Array:
-    """Log of the sum over `count` chunks beyond the table, [n].
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _far_log_sum(log_a: Array, p: Array, k: Array, size: int, start: Array, count: Array) -> Array:
+    """Log of the sum over `count` chunks of `size` nodes that are not in the table, from the one numbered `start`, [n].
 
     The number of rounds is data, which JAX cannot differentiate in reverse; the loop below goes backwards by itself.
     """
 
     def body(i: Array, total: Array) -> Array:
-        return jnp.logaddexp(total, _far_chunk(log_a, p, k, first_chunk + i, size))
+        return jnp.logaddexp(total, _far_chunk(log_a, p, k, start + i, size))
 
     return jax.lax.fori_loop(jnp.int32(0), count, body, jnp.full_like(log_a, _LOG_ZERO))
 
 
-def _far_forward(
-    log_a: Array, p: Array, k: Array, first_chunk: int, size: int, count: Array
-) -> tuple[Array, Any]:
-    total = _far_log_sum(log_a, p, k, first_chunk, size, count)
-    return total, (log_a, p, k, count, total)
+def _far_forward(log_a: Array, p: Array, k: Array, size: int, start: Array, count: Array) -> tuple[Array, Any]:
+    total = _far_log_sum(log_a, p, k, size, start, count)
+    return total, (log_a, p, k, start, count, total)
 
 
-def _far_backward(first_chunk: int, size: int, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
-    log_a, p, k, count, total = residuals
+def _far_backward(size: int, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
+    log_a, p, k, start, count, total = residuals
 
     def body(i: Array, grads: Any) -> Any:
-        part, pullback = jax.vjp(lambda a, q, s: _far_chunk(a, q, s, first_chunk + i, size), log_a, p, k)
+        part, pullback = jax.vjp(lambda a, q, s: _far_chunk(a, q, s, start + i, size), log_a, p, k)
         return jax.tree.map(jnp.add, grads, pullback(cotangent * jnp.exp(part - total)))
 
     zeros = jax.tree.map(jnp.zeros_like, (log_a, p, k))
-    return (*jax.lax.fori_loop(jnp.int32(0), count, body, zeros), np.zeros((), jax.dtypes.float0))
+    none = np.zeros((), jax.dtypes.float0)
+    return (*jax.lax.fori_loop(jnp.int32(0), count, body, zeros), none, none)
 
 
 _far_log_sum.defvjp(_far_forward, _far_backward)

@@ -330,7 +330,11 @@ def _process(config: dict[str, Any], land: Landscape, phi: ArrayLike, pool_size:
     # With no finite pool in the sweep the quadrature of finite pools need not be there at all.
     if all(math.isinf(k) for k in config["pool_size"]):
         return density.large_pool(land, weights, **options)
-    return density.finite_pool(land, weights, pool_size=pool_size, **options)
+    # The farthest corner from a center; distances and sharpness are traced in the sweep, their largest values are known.
+    x, y = (axis[-1] for axis in grid(config).axes)
+    farthest = (x + max(config["distance"]) / 2) ** 2 + y**2
+    reward_range = max(config["gamma"]) * float(farthest)
+    return density.finite_pool(land, weights, pool_size=pool_size, reward_range=reward_range, **options)
 
 
 def _summary(where: Grid) -> Callable[[Any, Any], dict[str, Array]]:
