@@ -8,6 +8,7 @@ Shapes: m preferences, n atoms. Log-masses are natural logarithms; `-inf` marks 
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -257,9 +258,18 @@ def mix_log(phi: Array, log_h: Array) -> Array:
     its own term is capped, so that 0 times it is 0 and not NaN.
     """
     used = phi[:, None] > 0
-    shift = jax.lax.stop_gradient(jnp.max(jnp.where(used, log_h, -jnp.inf), axis=0))
+    shift = jax.lax.stop_gradient(over_rows(jnp.maximum, jnp.where(used, log_h, -jnp.inf)))
     gap = jnp.minimum(log_h - shift, 60.0)
-    return shift + jnp.log(jnp.sum(phi[:, None] * jnp.exp(gap), axis=0))
+    return shift + jnp.log(over_rows(jnp.add, phi[:, None] * jnp.exp(gap)))
+
+
+def over_rows(operation: Any, x: Array) -> Array:
+    """Rows of x [m, n] put together by a ufunc of `jnp`, [n].
+
+    A few are written out: on a CPU, XLA computes a reduction over so short an axis, and all that it takes along, ten times
+    slower than the loop that this becomes.
+    """
+    return reduce(operation, x) if x.shape[0] <= 8 else operation.reduce(x, axis=0)
 
 
 def summarize(problem: Problem, state: DensityState) -> DensityInfo:

@@ -9,7 +9,7 @@ from plural_jax import _validate
 from plural_jax._typing import ArrayLike
 from plural_jax.density.core import check_pool_size, density_process, problem
 from plural_jax.density.matrix_blocks import rounds
-from plural_jax.density.quadrature import finite_pool_log_multiplier, quadrature_nodes
+from plural_jax.density.quadrature import any_pool_log_multiplier, finite_pool_log_multiplier, quadrature_nodes
 from plural_jax.density.tilt import large_pool
 from plural_jax.landscape import Landscape
 from plural_jax.process import Process
@@ -65,7 +65,8 @@ def finite_pool(
         return large_pool(landscape, phi, temperature=temperature, eps=eps)
     shared = problem(landscape, phi, temperature, eps)
     nodes = quadrature_nodes(landscape, shared, temperature, pool_size, reward_range)
-    return density_process(shared, Partial(finite_pool_log_multiplier, nodes), rounds)
+    multiplier = any_pool_log_multiplier if size is None else finite_pool_log_multiplier
+    return density_process(shared, Partial(multiplier, nodes), rounds)
 
 
 def _check_range(value: float) -> None:

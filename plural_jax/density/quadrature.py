@@ -40,7 +40,7 @@ from jax import Array
 
 from plural_jax import _validate
 from plural_jax._typing import ArrayLike
-from plural_jax.density.core import Problem, dot, mix_log
+from plural_jax.density.core import Problem, dot, mix_log, over_rows
 from plural_jax.density.exponential_sums import shortest_sum
 from plural_jax.density.tilt import large_pool_log_multiplier
 from plural_jax.landscape import Landscape
@@ -125,9 +125,13 @@ def quadrature_nodes(
 
 def finite_pool_log_multiplier(nodes: Nodes, problem: Problem, log_p: Array) -> Array:
     """Log sum_i phi_i H_K^i(x; p), [n]: the kernel, with every number an argument."""
-    log_h = log_bradley_terry(nodes, log_p)
+    return mix_log(problem.phi, log_bradley_terry(nodes, log_p))
+
+
+def any_pool_log_multiplier(nodes: Nodes, problem: Problem, log_p: Array) -> Array:
+    """The same for a pool size that may turn out to be infinite."""
     large = large_pool_log_multiplier(problem, log_p)
-    return jnp.where(jnp.isinf(nodes.pool_size), large, mix_log(problem.phi, log_h))
+    return jnp.where(jnp.isinf(nodes.pool_size), large, finite_pool_log_multiplier(nodes, problem, log_p))
 
 
 def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
@@ -144,7 +148,7 @@ def log_bradley_terry(nodes: Nodes, log_p: Array) -> Array:
         if nodes.num_far is not None:
             far = _far_log_sum(log_a, p, k, size, nodes.far_start, nodes.num_far)
             log_sums = jnp.concatenate([log_sums, far[None]])
-        return log_a + jax.nn.logsumexp(log_sums, axis=0)
+        return log_a + over_rows(jnp.logaddexp, log_sums)
 
     return jnp.stack([one_preference(nodes.table[i], nodes.log_a[i]) for i in range(m)])
 
