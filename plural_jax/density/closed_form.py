@@ -159,7 +159,7 @@ def gaussian(
         )
     problem = _Problem(
         centers=reward.centers,
-        gamma=reward.gamma,
+        gamma=jnp.asarray(reward.gamma),
         phi=jnp.asarray(phi, dtype),
         mean=jnp.broadcast_to(jnp.asarray(mean, dtype), (d,)),
         std=jnp.asarray(std, dtype),

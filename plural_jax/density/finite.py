@@ -36,8 +36,9 @@ def finite_pool(
         temperature: tau of the choice rule, positive, in units of reward.
         eps: width of the near-optimal basins, in units of reward. It changes only what is reported.
         reward_range: what `max_x r_i(x) - min_x r_i(x)` is at most, in units of reward. Only for rewards that are traced, as in a
-            sweep over distances, where it saves time: 16 nodes of the quadrature for a range of 5, and 147 where nothing is
-            known. Rewards that range further take longer; no number is wrong.
+            sweep over distances, where it saves time: 16 nodes of the quadrature in float32 for a range of 5, and 147 where
+            nothing is known. Default: the attribute of this name that the landscape's reward function may have, as
+            `pj.rewards.bump` and `plateau` do. Rewards that range further take longer; no number is wrong.
 
     Returns:
         A process with `DensityState` and `DensityInfo` in the landscape's floating type. Relative error of H: about 1e-14
@@ -59,6 +60,8 @@ def finite_pool(
     Source: Lemma 1 and Def. 1 of the paper; the integral form is the Laplace transform of a ratio of sums.
     """
     size = check_pool_size(pool_size)
+    if reward_range is None:
+        reward_range = getattr(landscape.reward, "reward_range", None)
     if reward_range is not None:
         _check_range(reward_range)
     if size is not None and np.isinf(size):

@@ -46,8 +46,8 @@ class Tables:
 
     sorts: ClassVar[bool] = False
     columns: ClassVar[int] = 1
-    #: Blocks compile for a second or two longer than single steps, which take 8 to 25 ns a cell with m = 2 and K = 10, three times
-    #: as much: with less work than this, 0.1 to 0.2 s, nobody notices what they save.
+    #: Blocks compile for a second or two longer than single steps, which take 8 to 25 ns a cell with m = 2 and K = 10, three
+    #: times as much: with less work than this, 0.1 to 0.2 s, nobody notices what they save.
     fewest_cell_steps: ClassVar[int] = 2**23
 
     def __init__(self, setting: Setting) -> None:

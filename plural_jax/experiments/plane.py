@@ -107,10 +107,15 @@ def run(name: str, config: Config, store: Path | None = None, progress: bool | M
 
 def grid(config: dict[str, Any]) -> Grid:
     """Points around the origin, which is one of them; the first coordinate runs along the line of the centers."""
-    margin = config["reach"] * config["std"]
-    counts = [math.ceil(w / config["spacing"] - 1e-9) for w in (max(config["distance"]) / 2 + margin, margin)]
+    counts = _half_counts(config)
     ends = [c * config["spacing"] for c in counts]
     return Grid.uniform([-e for e in ends], ends, [2 * c + 1 for c in counts])
+
+
+def _half_counts(config: dict[str, Any]) -> list[int]:
+    """Points of the grid on one side of the origin, along each coordinate."""
+    margin = config["reach"] * config["std"]
+    return [math.ceil(w / config["spacing"] - 1e-9) for w in (max(config["distance"]) / 2 + margin, margin)]
 
 
 def centers(distance: ArrayLike) -> Array:
@@ -330,10 +335,9 @@ def _process(config: dict[str, Any], land: Landscape, phi: ArrayLike, pool_size:
     # With no finite pool in the sweep the quadrature of finite pools need not be there at all.
     if all(math.isinf(k) for k in config["pool_size"]):
         return density.large_pool(land, weights, **options)
-    # The farthest corner from a center; distances and sharpness are traced in the sweep, their largest values are known.
-    x, y = (axis[-1] for axis in grid(config).axes)
-    farthest = (x + max(config["distance"]) / 2) ** 2 + y**2
-    reward_range = max(config["gamma"]) * float(farthest)
+    # In the farthest corner from a center; distances and sharpness are traced in the sweep, their largest values are known.
+    x, y = (count * config["spacing"] for count in _half_counts(config))
+    reward_range = max(config["gamma"]) * ((x + max(config["distance"]) / 2) ** 2 + y**2)
     return density.finite_pool(land, weights, pool_size=pool_size, reward_range=reward_range, **options)
 
 

@@ -30,13 +30,16 @@ def _centers(centers: ArrayLike) -> Array:
     return array
 
 
-def _per_preference(value: ArrayLike, name: str, centers: Array) -> Array:
-    """A parameter as one number for each preference, [m]."""
+def _per_preference(value: ArrayLike, name: str, centers: Array) -> Array | np.ndarray:
+    """A parameter as one number for each preference, [m]; in NumPy where it is known, or under `jit` it would not be any more."""
     _validate.finite(value, name)
     m = centers.shape[0]
     if np.ndim(value) > 1 or (np.ndim(value) == 1 and np.shape(value)[0] != m):
         raise ValueError(f"{name} must be a number or one for each of the {m} centers, got shape {np.shape(value)}.")
-    return jnp.broadcast_to(jnp.asarray(value, centers.dtype), (m,))
+    known = _validate.concrete(value)
+    if known is None:
+        return jnp.broadcast_to(jnp.asarray(value, centers.dtype), (m,))
+    return np.broadcast_to(known.astype(centers.dtype), (m,))
 
 
 def _squared_distance(x: Array, centers: Array) -> Array:
@@ -49,9 +52,15 @@ def _squared_distance(x: Array, centers: Array) -> Array:
     return jnp.sum(difference * difference, axis=-1)
 
 
-def _for_points(value: Array, x: Array) -> Array:
+def _largest(value: Array | np.ndarray) -> float | None:
+    """The largest absolute value, or None where it is traced."""
+    known = _validate.concrete(value)
+    return None if known is None else float(np.abs(known).max())
+
+
+def _for_points(value: Array | np.ndarray, x: Array) -> Array:
     """A parameter [m] as [m, ...], with an axis of length one for each axis of the points."""
-    return value.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.asarray(value, x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 @pytree_dataclass
@@ -59,7 +68,7 @@ class Quadratic:
     """See `quadratic`."""
 
     centers: Array
-    gamma: Array
+    gamma: Array | np.ndarray
 
     @jax.jit
     def __call__(self, x: Array) -> Array:
@@ -94,8 +103,13 @@ class Bump:
     """See `bump`."""
 
     centers: Array
-    height: Array
-    width: Array
+    height: Array | np.ndarray
+    width: Array | np.ndarray
+
+    @property
+    def reward_range(self) -> float | None:
+        """What the rewards of a preference differ by at most, or None where heights are traced; see `density.finite_pool`."""
+        return _largest(self.height)
 
     @jax.jit
     def __call__(self, x: Array) -> Array:
@@ -131,9 +145,14 @@ class Plateau:
     """See `plateau`."""
 
     centers: Array
-    radius: Array
-    height: Array
-    floor: Array
+    radius: Array | np.ndarray
+    height: Array | np.ndarray
+    floor: Array | np.ndarray
+
+    @property
+    def reward_range(self) -> float | None:
+        """What the rewards of a preference differ by at most, or None where they are traced; see `density.finite_pool`."""
+        return None if _validate.is_traced((self.height, self.floor)) else _largest(self.height - self.floor)
 
     @jax.jit
     def __call__(self, x: Array) -> Array:
