@@ -3,7 +3,7 @@
     python -m benchmarks.scaling [--quick] [--repeats N] [--out FILE]
 
 The tilt and the finite pool (K = 10) in float32 on one device, compiled, the last round saved. One size varies and the others
-stay at 4,096 cells, 200 rounds, 2 preferences and 32 configurations (finite pool: 1,024 cells and 50 rounds). Preferences are
+stay at 4,096 cells, 200 rounds, 2 preferences and 32 configurations (finite pool: 100 rounds). Preferences are
 bumps on a line, and configurations differ in phi. An exponent of 1 means that cost is linear; it is fitted to the upper half of
 the sizes, because below it what a run costs by itself counts too, and its value over all sizes stands in the JSON.
 """
@@ -41,7 +41,7 @@ class Size(NamedTuple):
     configurations: int
 
 
-BASE = {"tilt": Size(4096, 200, 2, 32), "finite pool": Size(1024, 50, 2, 32)}
+BASE = {"tilt": Size(4096, 200, 2, 32), "finite pool": Size(4096, 100, 2, 32)}
 #: Factors on the base of each axis.
 FACTORS = {
     "cells": (0.25, 1, 4, 16),
