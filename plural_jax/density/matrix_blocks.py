@@ -46,9 +46,10 @@ class Tables:
 
     sorts: ClassVar[bool] = False
     columns: ClassVar[int] = 1
-    #: Blocks compile for a second or two longer than single steps, which take 8 to 25 ns a cell with m = 2 and K = 10, three
-    #: times as much: with less work than this, 0.1 to 0.2 s, nobody notices what they save.
-    fewest_cell_steps: ClassVar[int] = 2**23
+    #: Blocks compile for a second or two longer than single steps, which take 8 to 25 ns a cell with m = 2 and K = 10, three to
+    #: six times as much: with less work than this a run that is made once gains less than it waits, and one that is made over
+    #: and over loses 10 to 20 ms each time.
+    fewest_cell_steps: ClassVar[int] = 2**20
 
     def __init__(self, setting: Setting) -> None:
         """See `linear_blocks.Rule`."""
