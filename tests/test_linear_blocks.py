@@ -252,6 +252,34 @@ def test_sharded(rng):
 
 
 # At the end, because it makes JAX forget what the other tests compiled.
+class Doubtful(tilt_blocks.Tilts):
+    """Reads sums that are wrong, and says so, once a deep cell has grown in a block."""
+
+    def measure(self, masses):
+        shallowest = self._setting.form.shallowest
+        grown = [jnp.any((x.exponent < shallowest) & (x.q >= 2.0 ** (shallowest + 1))) for x in masses]
+        z = super().measure(masses).z
+        return self.measured(z + 2 * jnp.any(jnp.stack(grown)).astype(z.dtype))
+
+    def trusted(self, growth, measured):
+        return super().trusted(growth, measured) & ((growth <= 1) | jnp.all(measured.z < 1.5))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_that_are_not_trusted_are_read_again(rng, monkeypatch, dtype):
+    """A block takes over what the one before read last, unless false masses had grown until they counted."""
+    monkeypatch.setattr(tilt_blocks, "xla_rounds", functools.partial(linear_blocks.run, Doubtful))
+    n = 14
+    rewards = np.concatenate([[[5.0], [0.0]], rng.uniform(0, 2, (2, n - 1))], axis=1)
+    log_p = np.concatenate([[-300.0 if dtype == np.float32 else -2000.0], np.log(rng.dirichlet(np.ones(n - 1)))])
+    phi, num_steps = np.array([0.6, 0.4], dtype), 12
+    state, infos = jax.jit(run, static_argnums=(3, 4))(rewards.astype(dtype), phi, log_p.astype(dtype), num_steps)
+    expected = oracle(rewards, phi, log_p, num_steps)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-11
+    np.testing.assert_allclose(state.log_p, expected[-1], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(infos.reward_mean, np.exp(expected) @ rewards.T, rtol=tolerance)
+
+
 @pytest.mark.parametrize("pool_size", [None, 6.5])
 def test_pieces_and_parts_change_nothing(rng, monkeypatch, pool_size):
     """Many configurations are computed a piece at a time, and with several host devices their cells in parts."""

@@ -166,7 +166,7 @@ class _Loop(NamedTuple):
         infos: what was saved so far, [num_steps / every, G, rows, C], as an `Observer` returns it.
         others: bound on what all parts but the first add to a normalizer, []; see `linear_blocks_deferred`.
         measured: what the rule read off the masses last, unless blocks begin with a stride.
-        known: whether that is still so, [].
+        known: whether it did, of these masses, and its sums are right, [].
     """
 
     masses: Parts
@@ -247,6 +247,10 @@ def _run(
     kept = strides is None
     normalized = jax.vmap(jax.vmap(normalize, 1, 1))
 
+    def remember(c: _Loop, b: _Block) -> _Loop:
+        """What the next block needs not read again. A round may leave normalizers so small that its false masses count."""
+        return c._replace(measured=b.measured, known=c.known & rule.trusted(b.growth, b.measured)) if kept else c
+
     def may_go_on(b: _Block, limit: Array) -> Array:
         return (b.age < limit) & rule.trusted(b.growth * b.measured.w_max, b.measured)
 
@@ -285,8 +289,7 @@ def _run(
             c = c._replace(masses=masses, bounds=bounds, t=c.t + 1, pending=jnp.ones((), bool))
             return summed_up(c, b), b
 
-        c, b = jax.lax.while_loop(lambda x: may_go_on(x[1], limit) & ~x[0].pending, body, (c, b))
-        return c._replace(measured=b.measured if kept else None)
+        return remember(*jax.lax.while_loop(lambda x: may_go_on(x[1], limit) & ~x[0].pending, body, (c, b)))
 
     def rounds_between(c: _Loop, b: _Block, limit: Array, stride: Stride | None) -> _Loop:
         """Rounds without a summary until the last."""
@@ -313,8 +316,7 @@ def _run(
                 others = jnp.where(first > 0, others, jnp.inf)
         t = c.t + done
         pending = c.pending | (done > 0) & (t % every == 0)
-        measured = b.measured if kept else None
-        return c._replace(masses=masses, choice=choice, t=t, pending=pending, others=others, measured=measured)
+        return remember(c._replace(masses=masses, choice=choice, t=t, pending=pending, others=others), b)
 
     def careful_turn(c: _Loop, stuck: Array) -> _Loop:
         """Sum up what is pending, and take a round in log space if no other is possible; both need log W."""
@@ -339,7 +341,7 @@ def _run(
         elif strides is not None:
             measured, stride = strides.begin(masses)
         else:
-            # The last round of the block before has read these masses, and folding changes no sum that is trusted.
+            # The last round of the block before may have read these masses; folding changes no sum that is right.
             assert c.measured is not None
             measured, _ = jax.lax.while_loop(
                 lambda x: ~x[1], lambda x: (rule.measure(masses), jnp.ones((), bool)), (c.measured, c.known)
