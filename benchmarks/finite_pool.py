@@ -25,7 +25,7 @@ import plural_jax as pj
 from benchmarks import report, timing
 from benchmarks.ceilings import matrix_products
 from benchmarks.timing import Comparison, Timing
-from plural_jax.density.exponential_sums import shortest_sum
+from plural_jax.density.quadrature import short_rule
 
 POOL_SIZE = 10.0
 #: Rewards between 0 and 5; the library takes as many nodes, see `plural_jax.density.quadrature`.
@@ -70,10 +70,10 @@ class Workload(NamedTuple):
 
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
         """The library's: s and the weights of `K int ds`, [J]."""
-        found = shortest_sum(HEIGHT + 1)
+        found = short_rule(HEIGHT)
         assert found is not None and len(found[0]) == NUM_NODES
-        t, weights = (np.exp(x - 1) for x in found)
-        return t / POOL_SIZE, weights
+        log_t, log_w = found
+        return np.exp(log_t) / POOL_SIZE, np.exp(log_w)
 
     def table(self) -> np.ndarray:
         """exp(-s A), [m, J, n]."""

@@ -1,5 +1,7 @@
 """The shortest sums of exponentials: against 1/S itself, against the least number of terms in theory, and in finite pools."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import plural_jax as pj
 from plural_jax.density.exponential_sums import shortest_sum
-from plural_jax.density.quadrature import log_bradley_terry
+from plural_jax.density.quadrature import log_bradley_terry, short_rule
 from tests import oracles
 
 
@@ -63,7 +65,7 @@ def test_a_traced_pool_size_takes_the_same_nodes(rng):
     def h(pool_size):
         process = pj.density.finite_pool(land, [0.5, 0.5], pool_size=pool_size)
         nodes = process.step.args[1].args[0]
-        assert nodes.table.shape[1:3] == (1, len(shortest_sum(span + 1)[0])) and nodes.num_far is None
+        assert nodes.table.shape[1:3] == (1, len(short_rule(span)[0])) and nodes.num_far is None
         return log_bradley_terry(nodes, log_p)
 
     sizes = jnp.asarray([2.0, 7.0, 40.0], jnp.float32)
@@ -145,7 +147,7 @@ def test_a_range_that_is_traced():
         jax.jit(lambda x: pj.density.finite_pool(land, [1.0], pool_size=3.0, reward_range=x).init().log_p)(1.0)
 
 
-def test_bumps_and_plateaus_know_their_range(rng):
+def test_bumps_and_plateaus_know_their_range():
     """Although their centers are traced; their own parameters may be traced as well, and then nothing is known."""
     grid = pj.Grid.uniform(-4.0, 4.0, 33)
 
@@ -174,7 +176,26 @@ def test_bumps_and_plateaus_know_their_range(rng):
         assert nodes(unknown, centers, height) > 290
 
 
-def test_a_range_that_a_reward_function_gets_wrong(rng):
+def test_a_range_of_a_reward_function_that_is_traced():
+    """Nothing is known then, and nothing is refused."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Line:
+        reward_range: jax.Array
+
+        def __call__(self, x):
+            return self.reward_range * x
+
+    def final(reward):
+        land = pj.Landscape.on(pj.Grid.uniform(0.0, 1.0, 9), reward)
+        process = pj.density.finite_pool(land, [1.0], pool_size=3.0)
+        return process.init().log_w
+
+    np.testing.assert_allclose(jax.jit(final)(Line(jnp.asarray(2.0))), final(Line(jnp.asarray(2.0))), atol=1e-12)
+
+
+def test_a_range_that_a_reward_function_gets_wrong():
     """Its attribute is a hint and no promise that numbers rest on."""
 
     class Steep:

@@ -266,8 +266,8 @@ def mix_log(phi: Array, log_h: Array) -> Array:
 def over_rows(operation: Any, x: Array) -> Array:
     """Rows of x [m, n] put together by a ufunc of `jnp`, [n].
 
-    A few are written out: on a CPU, XLA computes a reduction over so short an axis, and all that it takes along, ten times
-    slower than the loop that this becomes.
+    A few are written out: on a CPU, XLA computes a reduction over so short an axis, with all that it takes along, so slowly
+    (0.2 ms for two rows of 4,096) that it was three quarters of a finite-K step.
     """
     return reduce(operation, x) if x.shape[0] <= 8 else operation.reduce(x, axis=0)
 

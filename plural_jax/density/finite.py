@@ -60,10 +60,10 @@ def finite_pool(
     Source: Lemma 1 and Def. 1 of the paper; the integral form is the Laplace transform of a ratio of sums.
     """
     size = check_pool_size(pool_size)
-    if reward_range is None:
-        reward_range = getattr(landscape.reward, "reward_range", None)
     if reward_range is not None:
         _check_range(reward_range)
+    elif not _validate.is_traced(hint := getattr(landscape.reward, "reward_range", None)):
+        reward_range = hint
     if size is not None and np.isinf(size):
         return large_pool(landscape, phi, temperature=temperature, eps=eps)
     shared = problem(landscape, phi, temperature, eps)

@@ -101,9 +101,9 @@ def quadrature_nodes(
     length = known
     if known is None and reward_range is not None and not _validate.is_traced(temperature):
         length = reward_range / float(np.asarray(temperature))
-    short = shortest_sum(length + _MARGIN) if length is not None and log_a.dtype == jnp.float32 else None
+    short = short_rule(length) if length is not None and log_a.dtype == jnp.float32 else None
     if length is not None and short is not None and short[0].size * log_a.shape[1] <= _MAX_TABLE:
-        log_t, log_w = (jnp.asarray(x - _MARGIN, log_a.dtype) for x in short)
+        log_t, log_w = (jnp.asarray(x, log_a.dtype) for x in short)
         chunks, far_start, num_far = 1, 0, None
         if known is None:
             # Wider than the caller said, apart from rounding: the whole trapezoid rule in the place of this sum.
@@ -115,12 +115,15 @@ def quadrature_nodes(
         chunks = far_start = max(1, min(wanted, _MAX_TABLE // (size * log_a.shape[1])))
         complete = known is not None and chunks == wanted
         num_far = None if complete else jnp.maximum(_chunks_needed(log_a, size) - chunks, 0)
-        positions = _positions(np.arange(chunks * size), log_a.dtype)
-        weights = _trapezoid_weights(positions, log_a.dtype)
-        weights[0] += _rule(log_a.dtype)[1]
-        log_t, log_w = (jnp.asarray(x, log_a.dtype) for x in (positions, weights))
+        log_t, log_w = (jnp.asarray(x) for x in _trapezoid(np.arange(chunks * size), log_a.dtype))
     table = _table(log_a, k, log_t, chunks)
     return Nodes(k, log_a, log_t, log_w, table, jnp.asarray(far_start, jnp.int32), num_far)
+
+
+def short_rule(length: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """Log t and log w of the fewest nodes in float32 for rewards that range over so many temperatures, [j]; None if too many."""
+    found = shortest_sum(length + _MARGIN)
+    return None if found is None else (found[0] - _MARGIN, found[1] - _MARGIN)
 
 
 def finite_pool_log_multiplier(nodes: Nodes, problem: Problem, log_p: Array) -> Array:
@@ -184,15 +187,14 @@ def _chunks_needed(log_a: Array, size: int) -> Array:
     return jax.lax.stop_gradient(jnp.ceil((tail + top - jnp.min(log_a)) / (h * size))).astype(jnp.int32)
 
 
-def _positions(index: Any, dtype: Any) -> Any:
-    """Log t of the nodes with these numbers; the first lies where t A is negligible for the best atom."""
-    h, _, tail, _ = _rule(dtype)
-    return index * h - tail
+def _trapezoid(index: Any, dtype: Any) -> tuple[Any, Any]:
+    """Log t and log w of the nodes with these numbers, in NumPy or JAX: in y = log t each stands for h t.
 
-
-def _trapezoid_weights(log_t: Any, dtype: Any) -> Any:
-    """Log w: in y = log t each node stands for h t."""
-    return log_t + float(np.log(_rule(dtype)[0]))
+    The first lies where t A is negligible for the best atom, and stands for all that would lie left of it, too.
+    """
+    h, first, tail, _ = _rule(dtype)
+    log_t = index.astype(dtype) * h - tail
+    return log_t, log_t + float(np.log(h)) + (index == 0).astype(dtype) * first
 
 
 def _node_values(log_a: Array, y: Array) -> Array:
@@ -235,10 +237,9 @@ def _chunk_log_sum(values: Array, log_g: Array, y: Array) -> Array:
 def _far_chunk(log_a: Array, p: Array, k: Array, chunk: Array, size: int) -> Array:
     """The log-sum of one chunk of the trapezoid rule; [n]."""
     index = chunk * size + jnp.arange(size, dtype=jnp.int32)
-    log_t = _positions(index.astype(k.dtype), k.dtype)
+    log_t, log_w = _trapezoid(index, k.dtype)
     log_s = log_t - jnp.log(k)
     values = _node_values(log_a, log_s)
-    log_w = _trapezoid_weights(log_t, k.dtype) + jnp.where(index == 0, jnp.asarray(_rule(k.dtype)[1], k.dtype), 0.0)
     log_g = log_node_weights(dot(values, p), log_s, log_w, k)
     return _chunk_log_sum(values, log_g, log_s)
 

@@ -152,7 +152,7 @@ class Plateau:
     @property
     def reward_range(self) -> float | None:
         """What the rewards of a preference differ by at most, or None where they are traced; see `density.finite_pool`."""
-        return None if _validate.is_traced((self.height, self.floor)) else _largest(self.height - self.floor)
+        return _largest(self.height - self.floor)
 
     @jax.jit
     def __call__(self, x: Array) -> Array:
