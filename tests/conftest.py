@@ -5,11 +5,13 @@
 
 Compiling takes most of the time. So XLA generates plain code here (its passes over the program run as always), and the processes
 of a run share what they compiled, in a folder that is removed at its end. `XLA_FLAGS="" pytest ...` tests the code that users
-run; `.ci/run` does so for the conformance tests of every process.
+run; `.ci/run` does so for the conformance tests of every process. What is left is Python that traces programs, a
+tenth of which went into looking for garbage among objects that live on.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
@@ -79,6 +81,13 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest first, and doctests last, so that no worker is left alone with a long file at the end."""
     items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and collected tests are no garbage, and traced programs make too many objects to look so often for some."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
 
 
 def pytest_report_header() -> str:
