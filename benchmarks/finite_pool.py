@@ -250,9 +250,9 @@ def pools(draws: int, repeats: int) -> Comparison:
 
 def measure(quick: bool, repeats: int | None) -> list[Comparison]:
     """One configuration, 32 and 256 at a time; quick: 256 alone, for fewer rounds, and no Monte Carlo."""
-    works = [Workload(256, 4096, 12 if quick else 25)]
+    works = [Workload(256, 4096, 12 if quick else 100)]
     if not quick:
-        works = [*(Workload(1, n, 50) for n in (100, 1024, 4096)), Workload(32, 4096, 50), *works]
+        works = [*(Workload(1, n, 50) for n in (100, 1024, 4096)), Workload(32, 4096, 100), *works]
     everyone = [contenders(work, quick) for work in works]
     timing.compile_together(found[name] for found in everyone for name in (ONE_DEVICE, LIBRARY) if name in found)
     repeats = repeats or (2 if quick else 9)

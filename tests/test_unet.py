@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import plural_jax as pj
-from plural_jax.models.convolution import _by_images, _by_matrix, _by_rule, _by_xla, convolve
+from plural_jax.models.convolution import _by_images, _by_matrix, _by_rule, _by_xla, convolve, convolve_doubled
 from plural_jax.models.network import in_pieces, num_params
+from plural_jax.models.unet import _Normalization
 
 SMALL = pj.models.UNetConfig(
     size=8, image_channels=2, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2
@@ -63,6 +65,37 @@ def test_both_rules_of_the_derivative_agree(rng, height, width, stride):
     ):
         for ours, theirs in zip(rule(x, k, dy, stride=stride), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 5), (3, 1), (1, 4), (2, 2), (1, 1)])
+def test_convolution_of_doubled_images(rng, height, width):
+    x, k = jnp.asarray(rng.normal(size=(2, height, width, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
+    dy = jnp.asarray(rng.normal(size=(2, 2 * height, 2 * width, 4)))
+    plain = lambda x, k: _by_xla(jnp.kron(x, jnp.ones((1, 2, 2, 1))), k, 1)  # noqa: E731
+    expected, pull_back = jax.vjp(plain, x, k)
+    np.testing.assert_allclose(convolve_doubled(x, k), expected, rtol=1e-10, atol=1e-12)
+    out, ours = jax.vjp(convolve_doubled, x, k)
+    np.testing.assert_array_equal(out, convolve_doubled(x, k))
+    for mine, theirs in zip(ours(dy), pull_back(dy), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "num_groups"), [(8, 2), (24, 6), (7, 1), (200, 25)])
+def test_normalization_is_that_of_flax(rng, channels, num_groups):
+    ours = _Normalization(channels, nnx.Rngs(0))
+    assert ours.norm.num_groups == num_groups
+    x, scale, bias = (
+        jnp.asarray(3 + 2 * rng.normal(size=s), jnp.float32) for s in ((2, 4, 6, channels), channels, channels)
+    )
+    ours.norm.scale[...], ours.norm.bias[...] = scale, bias
+    expected = ours.norm(x)
+    np.testing.assert_allclose(ours(x), expected, rtol=1e-5, atol=2e-5)
+    of_time = jnp.asarray(rng.normal(size=(2, 2 * channels)), jnp.float32)
+    factor, shift = of_time[:, None, None, :channels], of_time[:, None, None, channels:]
+    np.testing.assert_allclose(ours(x, of_time), expected * (1 + factor) + shift, rtol=1e-5, atol=1e-4)
+    half = ours(x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, rtol=0.02, atol=0.15)
 
 
 def test_derivative_against_finite_differences(small, pull_back, rng):

@@ -16,6 +16,15 @@ gradient.
 Images of at most 2 x 2 pixels, the last ones of a VGG, are smaller than the kernel, and XLA then computes one multiply-add after
 another forward too. Every output sees every pixel there, so the sum is a product with a matrix of the kernel's entries.
 
+Where every pixel is repeated to 2 x 2 before the sum, as on a U-Net's way up, a kernel's three rows meet two different pixels,
+and so do its columns: the pixels of the result of each parity are a 2 x 2 convolution of the small image, with sums of the
+kernel's rows and columns,
+
+    y[., 2h + a, 2w + b, o] = sum_{u, v, c} x[., h + a + u - 1, w + b + v - 1, c] q[a, b, u, v, c, o],
+    q[a, b, u, v] = sum_{p, q} T[a, u, p] T[b, v, q] k[p, q],    T[0] = [[1, 0, 0], [0, 1, 1]],    T[1] = [[1, 1, 0], [0, 0, 1]],
+
+which is 16 multiply-adds instead of 36, and a third to two fifths of the time (on CPUs, forward).
+
 Elsewhere XLA's own rule is used, which goes to the vendor's library.
 """
 
@@ -32,6 +41,8 @@ from jax import Array
 #: Pixels of all images of a sum, below which cutting it into pieces gains nothing.
 _FEWEST_PIXELS = 2048
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+#: T[a, u, p]: whether row p of the kernel meets row u of the two small rows that row a of the doubled ones sees.
+_MEETS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -55,6 +66,70 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
          [0. 0. 0. 0.]]
     """
     return _convolve(x, kernel, stride)
+
+
+def convolve_doubled(x: Array, kernel: Array) -> Array:
+    """`convolve` of images of which every pixel is repeated to 2 x 2.
+
+    Args:
+        x: [n, height, width, channels].
+        kernel: [3, 3, channels, outputs], in the type of x.
+
+    Returns:
+        [n, 2 height, 2 width, outputs].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> image = jnp.zeros((1, 2, 2, 1)).at[0, 0, 0, 0].set(1.0)
+        >>> print(convolve_doubled(image, jnp.ones((3, 3, 1, 1)))[0, :, :, 0])
+        [[4. 4. 2. 0.]
+         [4. 4. 2. 0.]
+         [2. 2. 1. 0.]
+         [0. 0. 0. 0.]]
+    """
+    return _convolve_doubled(x, kernel)
+
+
+@jax.custom_vjp
+def _convolve_doubled(x: Array, kernel: Array) -> Array:
+    if _is_tiny(x):
+        return _of_doubled(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=_by_parities, default=_of_doubled)
+
+
+def _double(x: Array) -> Array:
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def _of_doubled(x: Array, kernel: Array) -> Array:
+    return _convolve(_double(x), kernel, 1)
+
+
+def _by_parities(x: Array, kernel: Array) -> Array:
+    n, height, width, channels = x.shape
+    meets = jnp.asarray(_MEETS, kernel.dtype)
+    # The kernels of all four parities side by side: one convolution of an image with zeros all around.
+    kernels = jnp.einsum("aup,bvq,pqco->uvcabo", meets, meets, kernel)
+    ends = (1, 1)
+    y = jax.lax.conv_general_dilated(
+        x, kernels.reshape(2, 2, channels, -1), (1, 1), (ends, ends), dimension_numbers=_DIMENSIONS
+    ).reshape(n, height + 1, width + 1, 2, 2, -1)
+    rows = [jnp.stack([y[:, a : a + height, b : b + width, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(n, 2 * height, 2 * width, -1)
+
+
+def _forward_doubled(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve_doubled(x, kernel), (x, kernel)
+
+
+def _backward_doubled(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    dx, dkernel = _backward(1, (_double(x), kernel), dy)
+    n, height, width, channels = x.shape
+    return dx.reshape(n, height, 2, width, 2, channels).sum((2, 4)), dkernel
+
+
+_convolve_doubled.defvjp(_forward_doubled, _backward_doubled)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
