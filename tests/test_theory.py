@@ -511,7 +511,8 @@ def test_lemma_b3(rng):
         got = theory.pool_deviation(land, np.log(p), pool_size=float(k))
         np.testing.assert_allclose(got.deviation, np.abs(h - infinite).max(1), rtol=1e-10)
         np.testing.assert_allclose(got.constant, got.deviation / np.sqrt(np.log(k) / k), rtol=1e-12)
-    measured = [theory.pool_deviation(land, np.log(p), pool_size=k) for k in (1e2, 1e3, 1e4)]
+    # What is left beside 1 / K falls like 1 / K^2: a few hundredths at K = 1,000 where a rare reward is much the highest.
+    measured = [theory.pool_deviation(land, np.log(p), pool_size=k) for k in (1e2, 1e4, 1e5)]
     deviation = np.array([d.deviation for d in measured])
     np.testing.assert_allclose(deviation[1] / deviation[2], 10, rtol=0.02)
     assert (np.diff([d.constant for d in measured], axis=0) < 0).all()
