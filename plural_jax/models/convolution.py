@@ -68,6 +68,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     return _convolve(x, kernel, stride)
 
 
+@jax.custom_vjp
 def convolve_doubled(x: Array, kernel: Array) -> Array:
     """`convolve` of images of which every pixel is repeated to 2 x 2.
 
@@ -87,22 +88,13 @@ def convolve_doubled(x: Array, kernel: Array) -> Array:
          [2. 2. 1. 0.]
          [0. 0. 0. 0.]]
     """
-    return _convolve_doubled(x, kernel)
-
-
-@jax.custom_vjp
-def _convolve_doubled(x: Array, kernel: Array) -> Array:
     if _is_tiny(x):
         return _of_doubled(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=_by_parities, default=_of_doubled)
 
 
-def _double(x: Array) -> Array:
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
 def _of_doubled(x: Array, kernel: Array) -> Array:
-    return _convolve(_double(x), kernel, 1)
+    return _convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel, 1)
 
 
 def _by_parities(x: Array, kernel: Array) -> Array:
@@ -119,17 +111,14 @@ def _by_parities(x: Array, kernel: Array) -> Array:
 
 
 def _forward_doubled(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve_doubled(x, kernel), (x, kernel)
+    return convolve_doubled(x, kernel), (x, kernel)
 
 
 def _backward_doubled(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    dx, dkernel = _backward(1, (_double(x), kernel), dy)
-    n, height, width, channels = x.shape
-    return dx.reshape(n, height, 2, width, 2, channels).sum((2, 4)), dkernel
+    return jax.vjp(_of_doubled, *saved)[1](dy)
 
 
-_convolve_doubled.defvjp(_forward_doubled, _backward_doubled)
+convolve_doubled.defvjp(_forward_doubled, _backward_doubled)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
