@@ -31,6 +31,10 @@ class TrainClassifier:
     """Probability that the target spreads evenly over all classes; it makes probabilities, and so rewards, less extreme."""
     cutout: int = 0
     """Side of a square, in pixels, that each training image loses at a random place."""
+    hidden: tuple[int, ...] = ()
+    """Widths of linear layers before the last one, such as 512 512."""
+    dropout: float = 0.0
+    """Share of the numbers of hidden linear layers that are dropped at random in training."""
     average: float | None = None
     """Decay of a moving average of the network over steps, which then is the classifier."""
     width: float = 1.0
@@ -53,13 +57,14 @@ def train(command: TrainClassifier) -> str:
 
     out = command.out or data.cache_folder() / "cifar10_vgg11"
     config = classifiers.TrainingConfig(
-        network=classifiers.VGG(width=command.width),
+        network=classifiers.VGG(hidden=command.hidden, width=command.width),
         epochs=command.epochs,
         batch_size=command.batch_size,
         learning_rate=command.learning_rate,
         weight_decay=command.weight_decay,
         label_smoothing=command.label_smoothing,
         cutout=command.cutout,
+        dropout=command.dropout,
         average=command.average,
         dtype=command.dtype,
     )

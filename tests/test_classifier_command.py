@@ -36,6 +36,11 @@ def test_train_and_find_the_classifier(tmp_path, rng, monkeypatch, capsys):
         "0.05",
         "--cutout",
         "8",
+        "--hidden",
+        "6",
+        "5",
+        "--dropout",
+        "0.3",
         "--average",
         "0.9",
         "--checkpoint-every",
@@ -47,6 +52,7 @@ def test_train_and_find_the_classifier(tmp_path, rng, monkeypatch, capsys):
     folder = tmp_path / "cache" / "plural_jax" / "cifar10_vgg11"
     told = json.loads((folder / "training.json").read_text())
     assert len(told["test_accuracy"]) == 2 and told["epochs"] == 2 and told["cutout"] == 8
+    assert told["hidden"] == [6, 5]
     found = images.find_classifier()
     assert "2 epochs" in found.name and found.network == load_classifier(folder / "vgg11.npz").network
 

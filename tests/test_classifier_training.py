@@ -126,8 +126,26 @@ def test_learning_rates(schedule):
     np.testing.assert_allclose(rates[10:], 0.3 * falling, rtol=1e-5, atol=1e-7)
 
 
-def test_steps_against_torch(rng):
-    """Three steps of Nesterov's momentum with label smoothing and decay of the kernels alone, batch statistics included."""
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropping(rng, rate):
+    """Each number is zero or larger by 1 / (1 - rate), with the right chance and by itself, and otherwise in another layer."""
+    y, key = jnp.asarray(rng.uniform(1, 2, size=(400, 50)), jnp.float32), jax.random.key(int(rng.integers(2**31)))
+    drop = training.dropping(key, rate)
+    kept = np.asarray(drop(y, 1)) != 0
+    np.testing.assert_allclose(drop(y, 1), np.where(kept, y / (1 - rate), 0), rtol=1e-6)
+    # 20,000 draws: five standard errors of their mean are 0.016, of each column's 0.115.
+    assert kept.mean() == pytest.approx(1 - rate, abs=0.017)
+    assert np.abs(kept.mean(0) - (1 - rate)).max() < 0.12
+    other = np.asarray(drop(y, 2)) != 0
+    assert (kept == other).mean() == pytest.approx(rate**2 + (1 - rate) ** 2, abs=0.02)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_steps_against_torch(rng, dropout):
+    """Three steps of Nesterov's momentum with label smoothing and decay of the kernels alone, batch statistics included.
+
+    A hidden layer's numbers are dropped with the library's masks, which PyTorch is given.
+    """
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     nn = torch.nn
     torch.manual_seed(int(rng.integers(2**31)))
@@ -135,7 +153,8 @@ def test_steps_against_torch(rng):
     for a, b in ((3, 4), (4, 8)):
         layers_ += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2, 2)]
     network = nn.Module()
-    network.features, network.classifier = nn.Sequential(*layers_), nn.Linear(8, 3)
+    network.features = nn.Sequential(*layers_)
+    network.classifier = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     kernels = [p for name, p in network.named_parameters() if p.ndim > 1]
     others = [p for name, p in network.named_parameters() if p.ndim == 1]
     optimizer = torch.optim.SGD(
@@ -147,7 +166,9 @@ def test_steps_against_torch(rng):
         return vgg.from_state_dict({name: tensor.numpy().copy() for name, tensor in network.state_dict().items()})
 
     config, params, statistics = arrays()
-    recipe = TrainingConfig(config, weight_decay=0.05, label_smoothing=0.1, epochs=1, warmup_epochs=0, average=0.9)
+    recipe = TrainingConfig(
+        config, weight_decay=0.05, label_smoothing=0.1, epochs=1, warmup_epochs=0, dropout=dropout, average=0.9
+    )
     state = training._Start(recipe)(jax.random.key(0))
     trees = jax.tree.map(jnp.asarray, (params, statistics))
     state, mean = state._replace(params=trees[0], statistics=trees[1], average=trees), trees
@@ -157,12 +178,15 @@ def test_steps_against_torch(rng):
         for group in optimizer.param_groups:
             group["lr"] = rate
         features = network.features(torch.tensor(x.transpose(0, 3, 1, 2))).mean((2, 3))
-        logits = network.classifier(features)
+        hidden = network.classifier[:2](features)
+        key = jax.random.fold_in(jax.random.key(0), step)
+        mask = np.asarray(training.dropping(key, dropout)(jnp.ones(hidden.shape, jnp.float32), 1))
+        logits = network.classifier[2](hidden * torch.tensor(mask))
         expected = loss_of(logits, torch.tensor(y))
         expected.backward()
         optimizer.step()
         state, loss, right = training._descend(
-            recipe, state, jnp.asarray(x), jnp.asarray(y, jnp.int32), jnp.float32(rate), jnp.int32(step)
+            recipe, state, jnp.asarray(x), jnp.asarray(y, jnp.int32), jnp.float32(rate), jnp.int32(step), key
         )
         assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
         assert right == pytest.approx(float((logits.argmax(1).numpy() == y).mean()))
@@ -184,7 +208,8 @@ def test_in_bfloat16(rng):
     for dtype in ("float32", "bfloat16"):
         recipe = dataclasses.replace(RECIPE, dtype=dtype, average=None)
         state = training._Start(recipe)(jax.random.key(0))._replace(params=params, statistics=statistics)
-        found.append(jax.jit(training._descend, static_argnums=0)(recipe, state, x, y, jnp.float32(0.1), jnp.int32(0)))
+        given = jnp.float32(0.1), jnp.int32(0), jax.random.key(0)
+        found.append(jax.jit(training._descend, static_argnums=0)(recipe, state, x, y, *given))
     (exact, loss, _), (rough, rough_loss, _) = found
     assert rough_loss.dtype == jnp.float32 and loss != rough_loss
     assert rough_loss == pytest.approx(float(loss), rel=0.03)
@@ -208,6 +233,8 @@ IMAGES, LABELS = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, int)
         (lambda: TrainingConfig(momentum=1.0), "momentum must not be negative and below 1, got 1.0"),
         (lambda: TrainingConfig(weight_decay=-1.0), "weight_decay must not be negative, got -1.0"),
         (lambda: TrainingConfig(cutout=-1), "cutout must not be negative, got -1"),
+        (lambda: TrainingConfig(VGG(hidden=(8,)), dropout=1.0), "dropout must not be negative and below 1, got 1.0"),
+        (lambda: TrainingConfig(dropout=0.5), "dropout must be 0 for a network without hidden linear layers, got 0.5"),
         (lambda: TrainingConfig(epochs=2, warmup_epochs=2.0), "warmup_epochs must not be negative and below 2"),
         (lambda: TrainingConfig(schedule="steps"), "schedule must be one of cosine, one-cycle, got 'steps'"),
         (lambda: TrainingConfig(padding="zero"), "padding must be one of black, reflect, got 'zero'"),

@@ -10,6 +10,7 @@ Shapes: n images, height x width pixels, channels last. Kernels: [3, 3, inputs, 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -21,6 +22,7 @@ from jax import Array
 from plural_jax.models.convolution import convolve
 
 Arrays = Any
+Drop = Callable[[Array, int], Array]
 
 #: Added to variances before their root, and the share of a batch's statistics in the running ones: PyTorch's numbers.
 _EPSILON, _SHARE = 1e-5, 0.1
@@ -38,7 +40,10 @@ class Network(Protocol):
     def __hash__(self) -> int: ...
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """A module that is called with `(x, training)` and returns logits [n, classes] and features [n, d]."""
+        """A module that is called with `(x, training, drop)` and returns logits [n, classes] and features [n, d].
+
+        `drop` takes what a hidden linear layer computed and that layer's number; None: nothing is dropped.
+        """
         ...
 
     def check_size(self, height: int, width: int) -> None:
@@ -103,11 +108,11 @@ def initialize(network: Network, key: Array) -> tuple[Arrays, Arrays]:
 
 
 def apply(
-    network: Network, params: Arrays, statistics: Arrays, x: Array, training: bool = False
+    network: Network, params: Arrays, statistics: Arrays, x: Array, training: bool = False, drop: Drop | None = None
 ) -> tuple[Array, Array, Arrays]:
     """Logits [n, classes] and features [n, d] of normalized images, and the batch statistics afterwards."""
     module = merge(network, params, statistics)
-    logits, features = module(x, training)
+    logits, features = module(x, training, drop)
     return logits, features, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)) if training else statistics
 
 

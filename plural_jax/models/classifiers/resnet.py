@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from plural_jax import _validate
-from plural_jax.models.classifiers.layers import Arrays, BatchNorm, Convolution, Linear, Named
+from plural_jax.models.classifiers.layers import Arrays, BatchNorm, Convolution, Drop, Linear, Named
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _ResNet(nnx.Module):
         self.blocks = nnx.List([_Residual(*sizes, rngs) for sizes in config.channels])
         self.end = Linear(4 * config.width, config.num_classes, rngs)
 
-    def __call__(self, x: Array, training: bool) -> tuple[Array, Array]:
+    def __call__(self, x: Array, training: bool, drop: Drop | None = None) -> tuple[Array, Array]:
         x = jax.nn.relu(self.start(x, training))
         for block in self.blocks:
             x = block(x, training)

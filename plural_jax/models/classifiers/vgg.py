@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from plural_jax import _validate
-from plural_jax.models.classifiers.layers import Arrays, Linear, Named
+from plural_jax.models.classifiers.layers import Arrays, Drop, Linear, Named
 from plural_jax.models.classifiers.resnet import Block
 
 _ELEVEN = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -99,13 +99,16 @@ class _VGG(nnx.Module):
             x = _larger(x[:, :, ::2], x[:, :, 1::2])
         return x
 
-    def __call__(self, x: Array, training: bool) -> tuple[Array, Array]:
+    def __call__(self, x: Array, training: bool, drop: Drop | None = None) -> tuple[Array, Array]:
         for i in range(len(self.blocks)):
             x = self.stage(x, i, training)
         features = jnp.mean(x, axis=(1, 2))
         y = features
         for i, layer in enumerate(self.head):
-            y = layer(jax.nn.relu(y) if i else y)
+            if i:
+                y = jax.nn.relu(y)
+                y = y if drop is None else drop(y, i)
+            y = layer(y)
         return y, features
 
 
