@@ -23,20 +23,21 @@ from benchmarks import report, timing
 from benchmarks.timing import Comparison
 from plural_jax.models.flow_training import start_training, train
 
-LIBRARY, PEER = "library", "TorchCFM, PyTorch"
+LIBRARY, ONE_DEVICE, PEER = "library, a share on each device", "library, one device", "TorchCFM, PyTorch"
 SMALL = {"channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (16,), "heads": 2, "dropout": 0.0}
 PAPER = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,), "heads": 4, "dropout": 0.0}
 
 
-def library(sizes: dict[str, Any], dtype: str, images: np.ndarray, steps: int) -> tuple[Any, Any, int, float]:
+def library(
+    sizes: dict[str, Any], dtype: str, images: np.ndarray, steps: int, devices: list[Any]
+) -> tuple[Any, Any, int, float]:
     """Training steps and sampling as functions without arguments, the parameters' number, operations of a forward pass."""
     network = pj.models.unet(pj.models.UNetConfig(**sizes, dtype=dtype))
     training = pj.models.FlowTraining(num_steps=steps, batch_size=len(images), flip=False)
     state = start_training(training, network.init(jax.random.key(0)))
-    devices = jax.local_devices()
     mesh = None
-    if len(devices) > 1 and devices[0].platform != "cpu":  # see `mesh_of` of the image experiments
-        mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    if len(devices) > 1:
+        mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
     data = jnp.asarray(images)
     step = jax.jit(lambda key, state, data: train(network, training, key, state, data, mesh=mesh))
     model = pj.models.flow(
@@ -108,9 +109,13 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
     gpu = jax.default_backend() == "gpu"
     sizes, batch, steps = (PAPER, 128, 20) if gpu else (SMALL, 64, 2 if quick else 8)
     images = np.random.default_rng(0).uniform(-1, 1, (batch, 32, 32, 3)).astype(np.float32)
-    ours = library(sizes, "bfloat16" if gpu else "float32", images, steps)
-    training: dict[str, Callable[[], Any]] = {LIBRARY: ours[0]}
-    sampling: dict[str, Callable[[], Any]] = {LIBRARY: ours[1]}
+    devices = jax.local_devices()
+    training: dict[str, Callable[[], Any]] = {}
+    sampling: dict[str, Callable[[], Any]] = {}
+    for name, some in ((LIBRARY, devices), (ONE_DEVICE, devices[:1])):
+        if name == LIBRARY or len(devices) > 1:
+            ours = library(sizes, "bfloat16" if gpu else "float32", images, steps, some)
+            training[name], sampling[name] = ours[:2]
     notes = [f"{ours[2]:,} parameters"]
     if timing.optional("torchcfm") is not None:
         theirs = peer(sizes, images, steps)
@@ -137,4 +142,4 @@ def measure(quick: bool, repeats: int | None) -> list[Comparison]:
 
 
 if __name__ == "__main__":
-    report.main("flow", __doc__, measure)
+    report.main("flow", __doc__, measure, jax_num_cpu_devices=timing.cores())

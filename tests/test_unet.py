@@ -11,7 +11,15 @@ import pytest
 from flax import nnx
 
 import plural_jax as pj
-from plural_jax.models.convolution import _by_images, _by_matrix, _by_rule, _by_xla, convolve, convolve_doubled
+from plural_jax.models.convolution import (
+    _by_images,
+    _by_matrix,
+    _by_rule,
+    _by_xla,
+    convolve,
+    convolve_doubled,
+    convolve_pointwise,
+)
 from plural_jax.models.network import in_pieces, num_params
 from plural_jax.models.unet import _Normalization
 
@@ -78,6 +86,16 @@ def test_convolution_of_doubled_images(rng, height, width):
     np.testing.assert_array_equal(out, convolve_doubled(x, k))
     for mine, theirs in zip(ours(dy), pull_back(dy), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (6, 4), (4,)])
+def test_pointwise_convolution(rng, shape):
+    x, k, dy = (jnp.asarray(rng.normal(size=s)) for s in (shape, (4, 3), (*shape[:-1], 3)))
+    y, ours = jax.vjp(convolve_pointwise, x, k)
+    np.testing.assert_allclose(y, np.einsum("...c,co->...o", x, k), rtol=1e-12)
+    dx, dk = ours(dy)
+    np.testing.assert_allclose(dx, np.einsum("...o,co->...c", dy, k), rtol=1e-12)
+    np.testing.assert_allclose(dk, np.reshape(x, (-1, 4)).T @ np.reshape(dy, (-1, 3)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("channels", "num_groups"), [(8, 2), (24, 6), (7, 1), (200, 25)])

@@ -128,14 +128,8 @@ def codec_of(preset: Preset) -> models.Codec | None:
 
 
 def mesh_of(preset: Preset) -> Mesh | None:
-    """All local GPUs or TPUs as one axis that shares every batch; None where there is one, or where they do not divide it.
-
-    Host devices are left alone: they are faster together, but run on one pool of threads, in which a sum over devices inside a
-    loop can wait for ever for the other device's turn.
-    """
+    """All local devices as one axis that shares every batch; None where there is one, or where they do not divide it."""
     devices = jax.local_devices()
-    if devices[0].platform == "cpu":
-        return None
     sizes = (preset.pretraining.batch_size, preset.refit.batch_size, preset.batch_size)
     if len(devices) == 1 or any(size % len(devices) for size in sizes):
         return None

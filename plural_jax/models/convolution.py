@@ -121,6 +121,35 @@ def _backward_doubled(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Arr
 convolve_doubled.defvjp(_forward_doubled, _backward_doubled)
 
 
+@jax.custom_vjp
+def convolve_pointwise(x: Array, kernel: Array) -> Array:
+    """Convolution with a 1 x 1 kernel: a linear layer, the same at every pixel.
+
+    Args:
+        x: [..., channels].
+        kernel: [channels, outputs], in the type of x.
+
+    Returns:
+        [..., outputs].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> convolve_pointwise(jnp.zeros((1, 4, 4, 3)), jnp.ones((3, 2))).shape
+        (1, 4, 4, 2)
+    """
+    return x @ kernel
+
+
+def _backward_pointwise(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flat = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    # JAX's rule computes the transposed product, for which XLA's CPU backend makes a transposed copy of dy.
+    return dy @ kernel.T, jax.lax.dot_general(*flat, (((0,), (0,)), ((), ())))
+
+
+convolve_pointwise.defvjp(lambda x, kernel: (convolve_pointwise(x, kernel), (x, kernel)), _backward_pointwise)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     if not _is_tiny(x):

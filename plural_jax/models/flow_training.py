@@ -7,11 +7,13 @@ computed together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -145,6 +147,8 @@ def train(
     def placed(x: Array, *spec: str | None) -> Array:
         return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
+    loss_and_gradient = _loss_and_gradient(network, mesh)
+
     def group(state: TrainingState, given: tuple[Array, Array]) -> tuple[TrainingState, tuple[Array, Array]]:
         indices, number = given
         keys = jax.random.split(jax.random.fold_in(stepping, number), 4)
@@ -162,11 +166,7 @@ def train(
 
         def one(state: TrainingState, batch: tuple[Array, ...]) -> tuple[TrainingState, tuple[Array, Array]]:
             x, noise, time, dropping = batch
-
-            def loss(params: Any) -> Array:
-                return matching_loss(lambda t, y: network.apply(params, t, y, dropping), noise, x, time)
-
-            value, gradient = jax.value_and_grad(loss)(state.params)
+            value, gradient = loss_and_gradient(state.params, noise, x, time, dropping)
             with jax.numpy_dtype_promotion(
                 "standard"
             ):  # optax mixes types, which a user of strict promotion need not know
@@ -181,6 +181,33 @@ def train(
 
     state, (losses, norms) = jax.lax.scan(group, state, (chosen, jnp.arange(groups, dtype=jnp.int32)))
     return state, TrainingInfo(jnp.mean(losses), jnp.mean(norms), state.step)
+
+
+def _loss_and_gradient(network: Network, mesh: Mesh | None) -> Callable[..., tuple[Array, Any]]:
+    """The loss of a batch and its gradient by the parameters, as `(params, noise, x, time, key) -> (loss, gradient)`.
+
+    On several devices each takes its share, and one sum of one vector joins them: a sum for each array would make devices wait
+    a hundred times a step, and host devices, which run on one pool of threads, wait for each other for ever.
+    """
+
+    def alone(params: Any, noise: Array, x: Array, time: Array, key: Array) -> tuple[Array, Any]:
+        def loss(params: Any) -> Array:
+            return matching_loss(lambda t, y: network.apply(params, t, y, key), noise, x, time)
+
+        return jax.value_and_grad(loss)(params)
+
+    def share(params: Any, noise: Array, x: Array, time: Array, key: Array) -> tuple[Array, Any]:
+        found = alone(params, noise, x, time, jax.random.fold_in(key, jax.lax.axis_index("batch")))
+        vector, restore = jax.flatten_util.ravel_pytree(found)
+        return restore(jax.lax.pmean(vector, "batch"))
+
+    if mesh is None:
+        return alone
+    whole, part = PartitionSpec(), PartitionSpec("batch")
+    # Unchecked: a checked gradient would be summed array by array.
+    return jax.shard_map(
+        share, mesh=mesh, in_specs=(whole, part, part, part, whole), out_specs=(whole, whole), check_vma=False
+    )
 
 
 def pretraining(network: Network, training: FlowTraining, samples: ArrayLike, *, mesh: Mesh | None = None) -> Process:
