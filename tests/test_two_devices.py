@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 
 import plural_jax as pj
-from plural_jax.experiments import phase
+from plural_jax.experiments import image_presets, images, phase
 from plural_jax.models import classifiers
 from plural_jax.models.flow_training import start_training, train
 from tests.test_classifier_training import RECIPE, stripes
@@ -66,6 +66,12 @@ def an_image_flow(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-3), alone[0].params, shared[0].params)
 
 
+def presets(mesh):
+    """Host devices share what keeps them busy; for a tiny network one compiles sooner."""
+    assert images.mesh_of(image_presets.PRESETS["tiny"]) is None
+    assert images.mesh_of(image_presets.PRESETS["cpu"]) == mesh
+
+
 def _without_key(apply, params, time, x, key):
     return apply(params, time, x, None)
 
@@ -87,7 +93,7 @@ def limits(mesh):
     assert ds.sel(distance=1.0).converged.all(), ds.converged
 
 
-CASES = {case.__name__: case for case in (a_flow, an_image_flow, a_classifier, limits)}
+CASES = {case.__name__: case for case in (a_flow, an_image_flow, presets, a_classifier, limits)}
 
 
 def main():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from plural_jax.experiments import arms, image_arms
 from plural_jax.experiments.image_presets import PRESETS, Preset
 from plural_jax.metrics import ImageMetrics, Moments, moments
 from plural_jax.models.classifiers import load_classifier
+from plural_jax.models.network import is_large
 from plural_jax.process import Meter
 
 #: Images of every round that are kept; every arm draws them from the same noise, another in each round.
@@ -128,11 +130,19 @@ def codec_of(preset: Preset) -> models.Codec | None:
 
 
 def mesh_of(preset: Preset) -> Mesh | None:
-    """All local devices as one axis that shares every batch; None where there is one, or where they do not divide it."""
+    """All local devices as one axis that shares every batch; None where there is one, or where they do not divide it.
+
+    Host devices are left alone by small networks, whose round would compile for longer than they save.
+    """
     devices = jax.local_devices()
     sizes = (preset.pretraining.batch_size, preset.refit.batch_size, preset.batch_size)
     if len(devices) == 1 or any(size % len(devices) for size in sizes):
         return None
+    if devices[0].platform == "cpu":
+        network = network_of(preset)
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        if not is_large(params, min(sizes) * math.prod(network.shape)):
+            return None
     return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
 
 

@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 
 Params = Any
 
-#: With fewer parameters times numbers in a batch, compiling several pieces takes longer than they save.
+#: With fewer parameters times numbers in a batch, compiling for several pieces or devices takes longer than they save.
 _FEWEST_PRODUCTS = 2**36
 #: Two keep two cores busy for most of the time; with four, one that waits finds more to do.
 _PIECES = 4
@@ -103,11 +103,16 @@ class _Pieces:
         self.apply = apply
 
     def __call__(self, params: Params, time: Array, x: Array, key: Array | None = None) -> Array:
-        if len(x) < _PIECES or num_params(params) * x.size < _FEWEST_PRODUCTS:
+        if len(x) < _PIECES or not is_large(params, x.size):
             return self.apply(params, time, x, key)
         keys = [None] * _PIECES if key is None else list(jax.random.split(key, _PIECES))
         pieces = zip(jnp.array_split(time, _PIECES), jnp.array_split(x, _PIECES), keys, strict=True)
         return jnp.concatenate([self.apply(params, *piece) for piece in pieces])
+
+
+def is_large(params: Params, size: int) -> bool:
+    """Whether a batch of so many numbers keeps a CPU busy for long enough to be shared out."""
+    return num_params(params) * size >= _FEWEST_PRODUCTS
 
 
 @functools.lru_cache(maxsize=64)
