@@ -132,13 +132,16 @@ def codec_of(preset: Preset) -> models.Codec | None:
 def mesh_of(preset: Preset) -> Mesh | None:
     """All local devices as one axis that shares every batch; None where there is one, or where they do not divide it.
 
-    Host devices are left alone by small networks, whose round would compile for longer than they save.
+    Host devices are left alone by small networks, whose round would compile for longer than they save, and by adaptive steps,
+    which ask all devices for their error: many sums in a loop were seen to wait for ever.
     """
     devices = jax.local_devices()
     sizes = (preset.pretraining.batch_size, preset.refit.batch_size, preset.batch_size)
     if len(devices) == 1 or any(size % len(devices) for size in sizes):
         return None
     if devices[0].platform == "cpu":
+        if preset.integrator.num_steps is None:
+            return None
         network = network_of(preset)
         params = jax.eval_shape(network.init, jax.random.key(0))
         if not is_large(params, min(sizes) * math.prod(network.shape)):
