@@ -6,7 +6,8 @@ With J quadrature nodes, n cells and C configurations that share a table E of ex
 powers of L, and `H = g E`: 4 m J n C operations in two products (see `plural_jax.density.quadrature`). Peers do the two products
 and nothing else, and NumPy also whole rounds. The ceiling is the fastest product of two square matrices that XLA or NumPy
 reach on this machine, in the same turns. Monte Carlo draws the other K - 1 candidates instead; it is compared by its error.
-Two bumps on a 1-D grid, m = 2, K = 10, J = 16, float32.
+Two or five bumps on a 1-D grid, K = 10, J = 16, float32. What is done to each cell beside the products costs the same with
+any number of preferences, so that the more there are the closer a round is to its products.
 """
 
 from __future__ import annotations
@@ -41,31 +42,35 @@ class Workload(NamedTuple):
     num_phis: int
     num_cells: int
     num_steps: int
+    num_preferences: int = 2
 
     @property
     def words(self) -> str:
         """For the table."""
         what = "configuration" if self.num_phis == 1 else "configurations"
         return (
-            f"{self.num_phis} {what}, {self.num_cells:,} cells, {self.num_steps} rounds, K = {POOL_SIZE:g}, m = 2, "
-            f"J = {NUM_NODES}, float32"
+            f"{self.num_phis} {what}, {self.num_cells:,} cells, {self.num_steps} rounds, K = {POOL_SIZE:g}, "
+            f"m = {self.num_preferences}, J = {NUM_NODES}, float32"
         )
 
     @property
     def operations(self) -> float:
         """Multiplications and additions of the two products in all rounds."""
-        return 4.0 * 2 * NUM_NODES * self.num_cells * self.num_phis * self.num_steps
+        return 4.0 * self.num_preferences * NUM_NODES * self.num_cells * self.num_phis * self.num_steps
 
     @property
     def phis(self) -> np.ndarray:
-        """Weights of the first preference, [C]."""
-        return np.linspace(0.1, 0.9, self.num_phis, dtype=np.float32)
+        """Weights of all preferences, [C, m]: the first's from 0.1 to 0.9, the others' equal."""
+        first = np.linspace(0.1, 0.9, self.num_phis)[:, None]
+        others = np.repeat((1 - first) / (self.num_preferences - 1), self.num_preferences - 1, axis=1)
+        return np.concatenate([first, others], axis=1).astype(np.float32)
 
     def landscape(self) -> pj.Landscape:
-        """Two bumps on a line."""
+        """Bumps on a line."""
+        centres = np.linspace(-2.0, 2.0, self.num_preferences, dtype=np.float32)[:, None]
         return pj.Landscape.on(
             pj.Grid.uniform(-5.0, 5.0, self.num_cells),
-            pj.rewards.bump(np.array([[-2.0], [2.0]], np.float32), HEIGHT, 1.0),
+            pj.rewards.bump(centres, HEIGHT, 1.0),
         )
 
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +92,7 @@ def library(work: Workload, on_all: bool) -> Callable[[], Any]:
     land = work.landscape()
 
     def one(phi: Array) -> Any:
-        process = pj.density.finite_pool(land, jnp.stack([phi, 1 - phi]), pool_size=POOL_SIZE)
+        process = pj.density.finite_pool(land, phi, pool_size=POOL_SIZE)
         return pj.run(process, process.init(), work.num_steps, save="final")[1]
 
     rows, phis = jax.vmap(one), jnp.asarray(work.phis)
@@ -148,8 +153,8 @@ def numpy_rounds(work: Workload) -> Callable[[], np.ndarray]:
     transposed = np.ascontiguousarray(flat.T)
     # The factor A of H belongs to the table of the second product.
     second = (a[:, None] * table).reshape(-1, work.num_cells)
-    phi = np.repeat(np.stack([work.phis, 1 - work.phis], axis=1), NUM_NODES, axis=1)
-    weights = phi * np.tile(work.nodes()[1].astype(np.float32), 2)
+    phi = np.repeat(work.phis, NUM_NODES, axis=1)
+    weights = phi * np.tile(work.nodes()[1].astype(np.float32), work.num_preferences)
     power = np.float32(POOL_SIZE - 1)
 
     def rounds() -> np.ndarray:
@@ -191,8 +196,9 @@ def rounds(work: Workload, found: dict[str, Callable[[], Any]], size: int, repea
     rate = 2.0 * size**3 / np.min([seconds.pop(name) for name in ceilings], axis=0)
     fastest = min((name for name in (ONE_DEVICE, LIBRARY) if name in found), key=lambda n: np.median(seconds[n]))
     speed = {name: work.operations / np.asarray(s) for name, s in seconds.items()}
+    name = f"finite K, {work.num_phis} at a time" if work.num_phis > 1 else f"finite K, one alone, {work.num_cells}"
     return Comparison(
-        name=f"finite K, {work.num_phis} at a time" if work.num_phis > 1 else f"finite K, one alone, {work.num_cells}",
+        name=name if work.num_preferences == 2 else f"{name}, m = {work.num_preferences}",
         workload=work.words,
         reference=REFERENCE,
         seconds=seconds,
@@ -205,7 +211,7 @@ def rounds(work: Workload, found: dict[str, Callable[[], Any]], size: int, repea
             "GFLOP/s": {name: float(np.median(values)) / 1e9 for name, values in speed.items()},
             "roofline": {
                 "rule": "finite_pool",
-                "arguments": {"m": 2, "nodes": NUM_NODES, "configurations": work.num_phis},
+                "arguments": {"m": work.num_preferences, "nodes": NUM_NODES, "configurations": work.num_phis},
                 "contender": fastest,
             },
             "microseconds per round": Timing.of(seconds[fastest]).median / work.num_steps * 1e6,
@@ -249,10 +255,15 @@ def pools(draws: int, repeats: int) -> Comparison:
 
 
 def measure(quick: bool, repeats: int | None) -> list[Comparison]:
-    """One configuration, 32 and 256 at a time; quick: 256 alone, for fewer rounds, and no Monte Carlo."""
+    """One configuration, 32 and 256 at a time, with more preferences; quick: 256 alone, fewer rounds, no Monte Carlo."""
     works = [Workload(256, 4096, 12 if quick else 100)]
     if not quick:
-        works = [*(Workload(1, n, 50) for n in (100, 1024, 4096)), Workload(32, 4096, 100), *works]
+        works = [
+            *(Workload(1, n, 50) for n in (100, 1024, 4096)),
+            Workload(32, 4096, 100),
+            *works,
+            Workload(256, 4096, 100, 5),
+        ]
     everyone = [contenders(work, quick) for work in works]
     timing.compile_together(found[name] for found in everyone for name in (ONE_DEVICE, LIBRARY) if name in found)
     repeats = repeats or (2 if quick else 9)

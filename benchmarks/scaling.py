@@ -4,8 +4,8 @@
 
 The tilt and the finite pool (K = 10) in float32 on one device, compiled, the last round saved. One size varies and the others
 stay at 4,096 cells, 200 rounds, 2 preferences and 32 configurations (finite pool: 100 rounds). Preferences are
-bumps on a line, and configurations differ in phi. An exponent of 1 means that cost is linear; it is fitted to the upper half of
-the sizes, because below it what a run costs by itself counts too, and its value over all sizes stands in the JSON.
+bumps on a line, and configurations differ in phi. An exponent of 1 means that cost is linear; it is fitted to the three largest
+sizes, because below them what a run costs by itself counts too, and its value over all sizes stands in the JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from plural_jax import figures
 #: Axis -> its label.
 AXES = {"cells": "cells", "rounds": "rounds", "preferences": "preferences m", "configurations": "configurations"}
 PROCESSES = ("tilt", "finite pool")
+#: Sizes that an exponent is fitted to.
+LARGEST = 3
 
 
 class Size(NamedTuple):
@@ -95,13 +97,19 @@ def _sizes(process: str, axis: str, factors: Sequence[float]) -> list[Size]:
 def along(axis: str, sizes: list[Size], seconds: list[float]) -> dict[str, Any]:
     """One line of the figure."""
     values = [getattr(size, axis) for size in sizes]
-    half = len(values) // 2 if len(values) > 3 else 0
+    largest = slice(-LARGEST, None)
     return {
         "sizes": values,
         "seconds": seconds,
-        "exponent": timing.exponent(values[half:], seconds[half:]),
+        "exponent": timing.exponent(values[largest], seconds[largest]),
         "exponent over all": timing.exponent(values, seconds),
     }
+
+
+def _fitted(line: Mapping[str, Any]) -> str:
+    """The sizes that the exponent is of."""
+    fitted = line["sizes"][-LARGEST:]
+    return f"{fitted[0]:,} to {fitted[-1]:,}"
 
 
 def plot(scaling: Mapping[str, Any]) -> Figure:
@@ -114,7 +122,7 @@ def plot(scaling: Mapping[str, Any]) -> Figure:
             for process, marker, color in zip(scaling, "os", figures.PREFERENCE_COLORS, strict=False):
                 line = scaling[process][axis]
                 sizes, seconds = (np.asarray(line[x], float) for x in ("sizes", "seconds"))
-                name = f"{process}, from {line['sizes'][0]:,}: {line['exponent']:.2f}"
+                name = f"{process}, {_fitted(line)}: {line['exponent']:.2f}"
                 ax.plot(sizes / sizes[0], seconds / seconds[0], f"{marker}-", ms=4, color=color, label=name)
                 largest = max(largest, sizes[-1] / sizes[0])
             ax.plot([1, largest], [1, largest], color="0.4", lw=0.8, ls="--", label="linear")
@@ -126,7 +134,7 @@ def plot(scaling: Mapping[str, Any]) -> Figure:
             # Room above the lines, where the legend hides none of them.
             low, high = ax.get_ylim()
             ax.set_ylim(low, high * (high / low) ** 0.4)
-            ax.legend(title="fitted exponent", loc="upper left", fontsize=7.5, title_fontsize=7.5)
+            ax.legend(title="fitted exponents", loc="upper left", fontsize=7.5, title_fontsize=7.5)
         axes[0, 0].set_ylabel("time / that of the smallest")
         return figure
 
@@ -139,7 +147,7 @@ def table(content: Mapping[str, Any]) -> Table:
         shown.add_column(process, justify="right", no_wrap=True)
     for axis in next(iter(content["scaling"].values())):
         lines = [axes[axis] for axes in content["scaling"].values()]
-        shown.add_row(AXES[axis], *(f"{x['exponent']:.2f} ({x['sizes'][0]:,} to {x['sizes'][-1]:,})" for x in lines))
+        shown.add_row(AXES[axis], *(f"{x['exponent']:.2f} ({_fitted(x)})" for x in lines))
     return shown
 
 

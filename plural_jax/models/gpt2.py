@@ -24,7 +24,7 @@ from flax import nnx
 from jax import Array
 from jax.tree_util import Partial
 
-from plural_jax.models.network import Params, _structure, functional
+from plural_jax.models.network import Params, _structure, drop, functional
 
 _EPSILON = 1e-5
 _SPREAD = 0.02  # standard deviation of the start
@@ -210,10 +210,10 @@ class _Block(nnx.Module):
         length = x.shape[1]
         seen = jnp.tril(jnp.ones((length, length), bool))
         scores = jnp.where(seen, scores / math.sqrt(parts[-1]), -jnp.inf)
-        shares = _drop(jax.nn.softmax(scores, axis=-1), of_scores, config.dropout).astype(x.dtype)
+        shares = drop(jax.nn.softmax(scores, axis=-1), of_scores, config.dropout).astype(x.dtype)
         mixed = jnp.einsum("nhqk,nkhd->nqhd", shares, values.reshape(parts)).reshape(x.shape)
-        x = x + _drop(self.attention_out(mixed), of_attention, config.dropout)
-        return x + _drop(self._wide(x), of_wide, config.dropout), keys, values
+        x = x + drop(self.attention_out(mixed), of_attention, config.dropout)
+        return x + drop(self._wide(x), of_wide, config.dropout), keys, values
 
     def step(self, x: Array, cache: Any, layer: Array, position: Array) -> tuple[Array, Array, Array]:
         """One token of each text, [n, w], after those that the cache has; and the token's own key and value, [n, w]."""
@@ -307,7 +307,7 @@ class _GPT2(nnx.Module):
             raise ValueError(f"tokens must hold at most context={config.context} of them in a row, got {length}.")
         at_start = None if key is None else jax.random.fold_in(key, config.num_layers)
         x = self._look_up(tokens) + self.positions[:length].astype(config.dtype)
-        x = _drop(x, at_start, config.dropout)
+        x = drop(x, at_start, config.dropout)
         structure, blocks = nnx.split(self.blocks)
 
         def through(x: Array, given: Any) -> tuple[Array, Any]:
@@ -323,10 +323,3 @@ class _GPT2(nnx.Module):
 
     def _row(self, position: Array) -> Array:
         return jnp.take(self.positions[...], position, axis=0, mode="clip").astype(self.config.dtype)
-
-
-def _drop(x: Array, key: Array | None, probability: float) -> Array:
-    if key is None or probability == 0:
-        return x
-    kept = jax.random.bernoulli(key, 1 - probability, x.shape)
-    return jnp.where(kept, x / (1 - probability), jnp.zeros_like(x))

@@ -56,6 +56,31 @@ def functional(make: Callable[[Any, nnx.Rngs], nnx.Module], config: Any, shape: 
     return Network(Partial(_Init(make, config)), Partial(_Apply(make, config)), _Shape(shape))
 
 
+def drop(x: Array, key: Array | None, rate: float) -> Array:
+    """Dropout: a share of the numbers at random becomes zero, and the others larger by as much as keeps the mean.
+
+    `y = kept x / (1 - rate)`, kept 1 with probability `1 - rate`, else 0.
+
+    Args:
+        x: floats of any shape.
+        key: None: nothing is dropped.
+        rate: at least 0 and below 1.
+
+    Returns:
+        The shape and type of x.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> print(jnp.unique(drop(jnp.ones(100), jax.random.key(0), 0.5)))
+        [0. 2.]
+
+    Source: Srivastava et al. 2014.
+    """
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+
+
 @jax.tree_util.register_static
 class _Shape(tuple):
     """A shape that is structure, not numbers, wherever it is part of a pytree."""

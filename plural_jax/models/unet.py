@@ -21,7 +21,7 @@ from jax import Array
 
 from plural_jax.models.attention import attend
 from plural_jax.models.convolution import convolve, convolve_doubled, convolve_pointwise
-from plural_jax.models.network import Network, functional
+from plural_jax.models.network import Network, drop, functional
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,7 @@ class _Residual(nnx.Module):
     def __call__(self, x: Array, time: Array, key: Array | None) -> Array:
         y = self.first(nnx.silu(self.before(x)))
         y = nnx.silu(self.between(y, self.time(time)))
-        if key is not None and self.dropout > 0:
-            kept = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
-            y = jnp.where(kept, y / (1 - self.dropout), jnp.zeros_like(y))
-        return (x if self.skip is None else self.skip(x)) + self.second(y)
+        return (x if self.skip is None else self.skip(x)) + self.second(drop(y, key, self.dropout))
 
 
 class _Attention(nnx.Module):

@@ -29,6 +29,7 @@ from plural_jax.models.classifiers.base import CIFAR, Classifier, accuracy, chec
 from plural_jax.models.classifiers.layers import Arrays
 from plural_jax.models.classifiers.resnet import ResNet
 from plural_jax.models.classifiers.vgg import VGG
+from plural_jax.models.network import drop
 from plural_jax.process import Meter, Process, run
 
 
@@ -307,16 +308,8 @@ def cut_out(key: Array, shape: tuple[int, ...], size: int) -> Array:
 
 
 def dropping(key: Array, rate: float) -> layers.Drop:
-    """A function of numbers and their layer's number that makes a share of them zero, and the others larger by as much.
-
-    Source: Srivastava et al. 2014.
-    """
-
-    def drop(y: Array, layer: int) -> Array:
-        kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, y.shape)
-        return jnp.where(kept, y / (1 - rate), jnp.zeros_like(y))
-
-    return drop
+    """Dropout as a function of numbers and their layer's number."""
+    return lambda y, layer: drop(y, jax.random.fold_in(key, layer), rate)
 
 
 def as_floats(images: Array) -> Array:
@@ -385,11 +378,13 @@ def _descend(
     config: TrainingConfig, state: TrainingState, x: Array, y: Array, rate: Array, step: Array, key: Array
 ) -> tuple[TrainingState, Array, Array]:
     """One gradient step on a batch of normalized images; also its loss and the share of images that were right."""
-    drop = dropping(key, config.dropout) if config.dropout else None
+    dropout = dropping(key, config.dropout) if config.dropout else None
 
     def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
         wide = x.astype(jnp.dtype(config.dtype))
-        logits, _, statistics = layers.apply(config.network, params, state.statistics, wide, training=True, drop=drop)
+        logits, _, statistics = layers.apply(
+            config.network, params, state.statistics, wide, training=True, drop=dropout
+        )
         logits = logits.astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits)
         own = jnp.take_along_axis(log_p, y[:, None], axis=1)[:, 0]
