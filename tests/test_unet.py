@@ -60,10 +60,11 @@ def test_convolution_is_the_sum_it_says(rng, height, width):
         np.testing.assert_allclose(every_other, expected[:, ::2, ::2], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("outputs", [2, 4])
 @pytest.mark.parametrize(("height", "width", "stride"), [(4, 6, 1), (4, 6, 2), (2, 2, 1), (2, 2, 2), (1, 1, 1)])
-def test_both_rules_of_the_derivative_agree(rng, height, width, stride):
-    x, k = jnp.asarray(rng.normal(size=(2, height, width, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
-    dy = jnp.asarray(rng.normal(size=(2, height // stride, width // stride, 4)))
+def test_both_rules_of_the_derivative_agree(rng, height, width, stride, outputs):
+    x, k = jnp.asarray(rng.normal(size=(2, height, width, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, outputs)))
+    dy = jnp.asarray(rng.normal(size=(2, height // stride, width // stride, outputs)))
     plain = lambda x, k: _by_xla(x, k, stride)  # noqa: E731
     expected = jax.vjp(plain, x, k)[1](dy)
     for rule in (

@@ -11,7 +11,12 @@ is a convolution too, of the images `x[., c]` with the window `dy[., o]` as larg
 channels. JAX's rule leaves the axes where they are, and inside a loop, where training steps are, XLA then computes one
 multiply-add after another (8.5 s a step instead of 0.35). Here, on CPUs, the axes are put where its fast convolution wants them:
 with a third to two thirds of the processor time of nine products, one for each a and b, and half of the memory for a U-Net's
-gradient.
+gradient. Images and window may also change places,
+
+    dk[a, b, c, o] = sum_{n, h, w} dy[n, h - a + 1, w - b + 1, o] x[n, h, w, c],
+
+and do where dy has fewer channels: those of the images are copied into another order, and those of the window are computed
+together (0.2 ms instead of 6 for a last layer of 3 outputs and 8 images of 32 x 32).
 
 Images of at most 2 x 2 pixels, the last ones of a VGG, are smaller than the kernel, and XLA then computes one multiply-add after
 another forward too. Every output sees every pixel there, so the sum is a product with a matrix of the kernel's entries.
@@ -191,8 +196,11 @@ def _by_images(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, 
     # Every other one of an even number of pixels sees no zeros behind the last.
     ends = (1, 2 - stride)
 
+    exchanged = stride == 1 and dy.shape[3] < x.shape[3]
+
     def of_some(x: Array, dy: Array) -> Array:
-        turned, window = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(dy, (1, 2, 0, 3))
+        images, window = (dy, x) if exchanged else (x, dy)
+        turned, window = jnp.transpose(images, (3, 1, 2, 0)), jnp.transpose(window, (1, 2, 0, 3))
         return jax.lax.conv_general_dilated(
             turned, window, (1, 1), (ends, ends), rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
         )
@@ -201,10 +209,11 @@ def _by_images(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, 
     pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
     pieces = max(p for p in (1, 2, 4) if p == 1 or (dy.shape[0] % p == 0 and pixels >= p * _FEWEST_PIXELS))
     dkernel = functools.reduce(jnp.add, map(of_some, jnp.split(x, pieces), jnp.split(dy, pieces)))
+    dkernel = jnp.transpose(dkernel[:, ::-1, ::-1], (1, 2, 3, 0)) if exchanged else jnp.transpose(dkernel, (1, 2, 0, 3))
     # With zeros between its pixels, dy of a coarse image is that of a fine one.
     apart = (0, stride - 1, stride - 1)
     fine = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), apart, apart, (0, 0, 0)))
-    return _by_xla(fine, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), 1), jnp.transpose(dkernel, (1, 2, 0, 3))
+    return _by_xla(fine, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), 1), dkernel
 
 
 _convolve.defvjp(_forward, _backward)
