@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from plural_jax import metrics
 from plural_jax.data import CLASSES
-from plural_jax.experiments import base, e3, image_arms, image_theory, images
+from plural_jax.experiments import base, e3, image_arms, image_theory, images, synthetic_images
 from tests.interrupted import kill_in_round
 
 pytestmark = pytest.mark.end_to_end
@@ -170,12 +170,20 @@ def test_baselines_are_processes():
     preset = images.sized(config)
     network = images.network_of(preset)
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(network.init, jax.random.key(0)))
-    real, _ = images.synthetic(32, preset.synthetic, 0)
+    real, _ = synthetic_images.labelled(32, preset.synthetic, 0)
     one = jnp.ones((), jnp.float32)
     of_real = metrics.ImageMetrics(jnp.full(10, 0.1, jnp.float32), one, one, one, one)
     reference = metrics.Moments(32, np.zeros(12), np.eye(12))
     setup = images.Setup(
-        preset, network, params, Partial(images.NearestColor()), "nearest color", real, of_real, reference, None
+        preset,
+        network,
+        params,
+        Partial(synthetic_images.NearestColor()),
+        "nearest color",
+        real,
+        of_real,
+        reference,
+        None,
     )
     for name in image_arms.BASELINES:
         process = images.process_of(config, setup, image_arms.get(name))
