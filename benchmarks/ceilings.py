@@ -162,10 +162,12 @@ def rates(quick: bool, repeats: int | None) -> dict[str, float]:
 
 
 def measure(quick: bool, repeats: int | None) -> dict[str, Any]:
-    """On one core and on all, each in a process of its own."""
+    """On all cores and on one, each in a process of its own; quick: on all alone, which is what others are judged by."""
     all_cores = in_process(quick, repeats)
-    with one_core() as possible:
-        alone = in_process(quick, repeats) if possible else None
+    alone = None
+    if not quick:
+        with one_core() as possible:
+            alone = in_process(quick, repeats) if possible else None
     return {
         "cores": timing.cores(),
         "blas": timing.blas(),

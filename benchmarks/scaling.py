@@ -51,7 +51,7 @@ FACTORS = {
     "preferences": (1, 2, 4, 8),
     "configurations": (1 / 32, 0.25, 1, 4, 16),
 }
-QUICK_FACTORS = {"cells": (1, 4), "preferences": (1, 2), "configurations": (1, 4)}
+QUICK_FACTORS = {"cells": (1, 4), "configurations": (1, 4)}
 
 
 def library(process: str, size: Size) -> Callable[[], Any]:
@@ -70,7 +70,7 @@ def library(process: str, size: Size) -> Callable[[], Any]:
 
 
 def measure(quick: bool, repeats: int | None) -> dict[str, Any]:
-    """Seconds and exponents for each process and axis; quick: of the tilt alone and not along rounds: all must compile."""
+    """Seconds and exponents for each process and axis; quick: of the tilt along two axes: all must compile."""
     factors, processes = (QUICK_FACTORS, PROCESSES[:1]) if quick else (FACTORS, PROCESSES)
     wanted = {process: {axis: _sizes(process, axis, factors[axis]) for axis in factors} for process in processes}
     # The base is on every axis and is compiled once. Compiling takes most of the time and has a core to itself at a time.
