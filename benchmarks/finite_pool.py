@@ -67,10 +67,10 @@ class Workload(NamedTuple):
 
     def landscape(self) -> pj.Landscape:
         """Bumps on a line."""
-        centres = np.linspace(-2.0, 2.0, self.num_preferences, dtype=np.float32)[:, None]
+        centers = np.linspace(-2.0, 2.0, self.num_preferences, dtype=np.float32)[:, None]
         return pj.Landscape.on(
             pj.Grid.uniform(-5.0, 5.0, self.num_cells),
-            pj.rewards.bump(centres, HEIGHT, 1.0),
+            pj.rewards.bump(centers, HEIGHT, 1.0),
         )
 
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:

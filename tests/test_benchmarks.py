@@ -60,8 +60,9 @@ def test_tilt_contenders_agree(float32: None) -> None:
     tilt.check(work, found, tilt.library(work, work.num_steps))
 
 
-def test_finite_pool_contenders_agree(float32: None) -> None:
-    found = finite_pool.contenders(finite_pool.Workload(3, 64, 4))
+@pytest.mark.parametrize("num_preferences", [2, 5])
+def test_finite_pool_contenders_agree(float32: None, num_preferences: int) -> None:
+    found = finite_pool.contenders(finite_pool.Workload(3, 64, 4, num_preferences))
     assert {finite_pool.ONE_DEVICE, finite_pool.BY_HAND, finite_pool.REFERENCE} <= set(found)
     finite_pool.check(found)
 

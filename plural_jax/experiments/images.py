@@ -133,7 +133,7 @@ def mesh_of(preset: Preset) -> Mesh | None:
     """All local devices as one axis that shares every batch; None where there is one, or where they do not divide it.
 
     Host devices are left alone by small networks, whose round would compile for longer than they save, and by adaptive steps,
-    which ask all devices for their error: many sums in a loop were seen to wait for ever.
+    which ask all devices for their error in every step: with many sums in a loop, host devices once waited for ever.
     """
     devices = jax.local_devices()
     sizes = (preset.pretraining.batch_size, preset.refit.batch_size, preset.batch_size)

@@ -195,7 +195,7 @@ def _by_rule(function: Callable[..., Array], x: Array, kernel: Array, dy: Array,
 def _by_images(x: Array, kernel: Array, dy: Array, stride: int) -> tuple[Array, Array]:
     # Every other one of an even number of pixels sees no zeros behind the last.
     ends = (1, 2 - stride)
-
+    # The images are what is copied into another order, so they are what has fewer channels.
     exchanged = stride == 1 and dy.shape[3] < x.shape[3]
 
     def of_some(x: Array, dy: Array) -> Array:

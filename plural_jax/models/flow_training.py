@@ -187,7 +187,7 @@ def _loss_and_gradient(network: Network, mesh: Mesh | None) -> Callable[..., tup
     """The loss of a batch and its gradient by the parameters, as `(params, noise, x, time, key) -> (loss, gradient)`.
 
     On several devices each takes its share, and one sum of one vector joins them: a sum for each array would make devices wait
-    a hundred times a step, and host devices, which run on one pool of threads, were seen to wait for each other for ever.
+    a hundred times a step, and with it host devices, which run on one pool of threads, once waited for each other for ever.
     """
 
     def alone(params: Any, noise: Array, x: Array, time: Array, key: Array) -> tuple[Array, Any]:
